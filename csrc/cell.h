@@ -1,0 +1,69 @@
+// The Cell contract: the maths of one hidden unit at one time step, written once for CPU and GPU.
+//
+// A cell is a struct without state. All its functions are static, take the values of ONE unit of
+// ONE batch row in a scalar type T (float or double; 16-bit tensors are computed in float), and run
+// on host and device alike. Everything around them - products with W_hh, layout, lengths, threads -
+// belongs to the kernels.
+//
+//   kName    the name that the Python registry (fusedrnn/cells) and the ops use
+//   kGates   rows of W_ih and of W_hh per hidden unit, in torch.nn's gate order
+//   kStates  values that travel from step to step; state 0 is h, the one that meets W_hh
+//   kSaved   values that forward leaves for backward, per unit and step
+//   kGrads   gradient vectors that backward leaves, per unit and step: the first kGates are those of
+//            the x-preactivations (W_ih x + b_ih); h_grad(g) says which one belongs to the
+//            h-preactivation (W_hh h + b_hh) of gate g. Where both are the same number (LSTM) no
+//            extra vector is kept.
+//   kSecond  how many of the LAST gates take a second recurrent product, of the cell's own operand
+//            instead of h: 0, or 1 in the reset-before GRU, whose candidate sees U (r * h).
+//
+//   forward(x, u, s, out, saved)
+//     x[kGates]    x-preactivations           u[kGates]   h-preactivations, b_hh included
+//     s[kStates]   states before the step     out[kStates] states after it
+//     saved[kSaved]                           to be written
+//   backward(saved, s, out, dout, d, ds)
+//     dout[kStates] gradients of out          d[kGrads]   to be written
+//     ds[kStates]   the part of the gradients of s that does not pass through W_hh, to be written;
+//                   the kernel adds the product with W_hh to ds[0]
+//
+// With kSecond > 0 each direction has one more function, run before the second product:
+//   operand(x, u, s, saved)          first kGates - kSecond entries of u are known; returns the operand
+//                                    and leaves it in saved[kOperand]; forward then finds saved as left
+//   backward(...)                    as above, but d of the first gates that hang on the operand is not
+//                                    yet known
+//   backward_operand(saved, s, dp, d, ds)   dp is the operand's gradient: completes d, adds to ds
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define FRNN_HD __host__ __device__ __forceinline__
+#else
+#define FRNN_HD inline
+#endif
+
+// The CPU kernels are compiled once per instruction set. Their copies of everything below must not be
+// merged by the linker (an AVX-512 copy would crash an older machine), hence one namespace for each.
+#ifndef FRNN_ISA
+#define FRNN_ISA base
+#endif
+
+namespace fusedrnn {
+inline namespace FRNN_ISA {
+
+template <class T>
+FRNN_HD T sigmoid(T x) {
+  using std::exp;
+  return T(1) / (T(1) + exp(-x));
+}
+template <class T>
+FRNN_HD T tanh_of(T x) {
+  using std::tanh;
+  return tanh(x);
+}
+template <class T>
+FRNN_HD T relu(T x) {
+  return x < T(0) ? T(0) : x;  // NaN stays NaN, as in torch.relu
+}
+
+}  // namespace FRNN_ISA
+}  // namespace fusedrnn

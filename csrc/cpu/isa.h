@@ -1,0 +1,14 @@
+// Which instruction set the CPU kernels use: the best that the machine and the build have, or the one
+// that the environment variable FUSEDRNN_CPU_ISA names (portable, avx2, avx512).
+#pragma once
+#include <string>
+
+namespace fusedrnn {
+
+enum class Isa { portable, avx2, avx512 };
+
+Isa isa();  // throws std::runtime_error when FUSEDRNN_CPU_ISA names one that cannot run here
+const char* isa_name(Isa);
+std::string compiled_isas();
+
+}  // namespace fusedrnn

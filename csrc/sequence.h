@@ -1,0 +1,71 @@
+// One direction of one recurrent layer over a whole sequence: what ops hand to the kernels.
+//
+// Sizes: T steps, B batch rows, H hidden units, P the width of h as W_hh sees it (H, or the projection's
+// size), G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads.
+// All tensors are contiguous. "data" is the tensors' dtype; "state" is float for 16-bit data, else data.
+// h of a step is its state 0 after the projection, if there is one; the other states are "inner".
+//
+// lengths: row b takes part in steps t < lengths[b] only. Elsewhere it keeps its state, its y is zero,
+// and its gradients are zero. A reverse sequence starts each row at its own end.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fusedrnn {
+
+enum class DType : int { f64, f32, bf16, f16 };
+
+struct SequenceSizes {
+  int64_t T, B, H, P;
+  DType dtype;
+  bool reverse;
+};
+
+struct SequenceForward {
+  SequenceSizes n;
+  const void* gx;          // [T, B, G*H]   data: W_ih x + b_ih
+  const void* weight_hh;   // [G*H, P]      data
+  const void* bias_hh;     // [G*H]         data, or null
+  const void* weight_hr;   // [P, H]        data, or null: no projection
+  const void* h0;          // [B, P]        data
+  const void* c0;          // [S-1, B, H]   data
+  const int64_t* lengths;  // [B], or null: all T
+  void* y;                 // [T, B, P]     data
+  void* hn;                // [B, P]        data
+  void* cn;                // [S-1, B, H]   data
+  void* saved;             // [T, B, K, H]  data, or null: nothing is saved for backward
+  void* cells;             // [T, S-1, B, H] state, or null likewise
+  void* hidden;            // [T, B, H]     data: h before the projection, or null
+};
+
+struct SequenceBackward {
+  SequenceSizes n;
+  const void* dy;          // [T, B, P]     data, or null: zero
+  const void* dhn;         // [B, P]        data, or null: zero
+  const void* dcn;         // [S-1, B, H]   data, or null: zero
+  const void* y;           // as in forward, from here ...
+  const void* h0;
+  const void* c0;
+  const void* weight_hh;
+  const void* weight_hr;
+  const int64_t* lengths;
+  const void* saved;
+  const void* cells;       // ... to here
+  void* grads;             // [T, B, D, H]  data: see Cell
+  void* dh0;               // [B, P]        data
+  void* dc0;               // [S-1, B, H]   data
+  void* dh;                // [T, B, P]     data: total gradient of each step's h; null without projection
+};
+
+// Launchers: one pair for each cell, found by name. They return null when all is well, else what is wrong.
+struct SequenceKernels {
+  const char* cell;
+  const char* (*forward)(const SequenceForward&, void* workspace, void* stream);
+  const char* (*backward)(const SequenceBackward&, void* workspace, void* stream);
+  size_t (*workspace_bytes)(const SequenceSizes&, bool backward);
+};
+
+const SequenceKernels* find_cpu_sequence(const char* cell);   // null: no such cell
+const SequenceKernels* find_cuda_sequence(const char* cell);  // null: no such cell
+
+}  // namespace fusedrnn

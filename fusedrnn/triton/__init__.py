@@ -1,0 +1,1 @@
+"""Generic Triton kernels that take the cell as a constexpr ``@triton.jit`` function."""
