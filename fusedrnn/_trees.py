@@ -194,7 +194,9 @@ def paths(tree: Tree) -> tuple[Tensor, Tensor]:
     """For each leaf, by rank: the weight rows and the nodes on its path."""
     owner, into = _owners(tree)
     up = torch.where(into < 0, 0, owner[into])  # node -> its parent
-    totals = _climb(tree.node_rows.diff() + (1 << 32), up)  # rows in the low half, nodes in the high
+    totals = _climb(
+        tree.node_rows.diff() + (1 << 32), up
+    )  # rows in the low half, nodes in the high
     leaf = tree.branch_node < 0
     by_rank = torch.empty_like(tree.leaf_rank)
     by_rank[tree.branch_leaf[leaf]] = totals[owner[leaf]]
@@ -226,8 +228,7 @@ def check(tree: Tree) -> tuple[Tensor, Tensor]:
     )
     inner = tree.branch_node >= 0
     need(
-        tree.branch_node.min() >= -1
-        and _is_permutation(tree.branch_node[inner] - 1, M - 1),
+        tree.branch_node.min() >= -1 and _is_permutation(tree.branch_node[inner] - 1, M - 1),
         "branches must lead to a leaf (-1) or to each node but the root once",
     )
     owner, into = _owners(tree)

@@ -106,7 +106,9 @@ class Hierarchy:
         if n is None:
             n = max(1, round(0.6 * len(values) ** 0.5))
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(values):
-            raise ValueError(f"n is {n!r}; the number of classes must be an int in 1..{len(values)}")
+            raise ValueError(
+                f"n is {n!r}; the number of classes must be an int in 1..{len(values)}"
+            )
         if binning not in _trees.MASS:
             known = ", ".join(map(repr, _trees.MASS))
             raise ValueError(f"binning is {binning!r}; it must be one of {known}")
