@@ -1,6 +1,25 @@
 """Fused recurrent networks and hierarchical softmax for PyTorch."""
 
+from . import init
+from ._backend import backend
+from .cell_modules import GRUCell, LSTMCell, RNNCell
+from .convert import convert
+from .hierarchy import Hierarchy
+from .modules import GRU, LSTM, RNN
+from .softmax import HierarchicalSoftmax
+
 __version__ = "0.1.0"
 
-from .hierarchy import Hierarchy as Hierarchy
-from .softmax import HierarchicalSoftmax as HierarchicalSoftmax
+__all__ = [
+    "GRU",
+    "GRUCell",
+    "HierarchicalSoftmax",
+    "Hierarchy",
+    "LSTM",
+    "LSTMCell",
+    "RNN",
+    "RNNCell",
+    "backend",
+    "convert",
+    "init",
+]
