@@ -7,14 +7,14 @@ import time
 
 import pytest
 import torch
+from trees import brown_counts, fibonacci, trees, zipf
 
 from fusedrnn import Hierarchy
-from trees import brown_counts, fibonacci, trees, zipf
 
 
 def word2vec_codes(counts):
-    """Codes of words sorted by falling count, transcribed from the description of word2vec's method:
-    two indices walk apart from the boundary between words and merged nodes."""
+    """Codes of words sorted by falling count, after the description of word2vec's method: two
+    indices walk apart from the boundary between words and merged nodes."""
     V = len(counts)
     count = list(counts) + [10**18] * V
     parent, binary = [0] * (2 * V), [0] * (2 * V)
