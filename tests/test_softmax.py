@@ -381,6 +381,7 @@ def test_autocast(low, place):
 @trees
 def test_compile_fullgraph(tree, place):
     layer, x, target = problem(tree(), 33, 12, dtype=torch.float32, device=place)
+    torch.compiler.reset()  # each module is compiled anew: no limit on recompilations is met
     compiled = torch.compile(layer, fullgraph=True)
     ours, eager = compiled(x, target), layer(x, target)
     torch.testing.assert_close(ours, eager)
@@ -392,6 +393,7 @@ def test_compile_fullgraph(tree, place):
 @needs_native
 def test_compiled_targets_are_checked():
     layer, x, target = problem(Hierarchy.flat(9), 6, 4, dtype=torch.float32)
+    torch.compiler.reset()  # each module is compiled anew: no limit on recompilations is met
     compiled = torch.compile(layer, fullgraph=True)
     compiled(x, target)
     target[3] = 9
