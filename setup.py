@@ -251,8 +251,10 @@ class Build(build_ext):
         what = decide()
         out = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         cmake, ninja = tool("cmake"), tool("ninja")
-        kind = f"{'cuda' if what.archs else 'cpu'}-{'ninja' if ninja else 'make'}"
-        tmp = Path(self.build_temp).resolve() / kind
+        # Beside build_temp, whose name has the Python's version: the objects serve every Python. An
+        # editable install has a build_temp of its own each time and would compile all anew.
+        base = ROOT / "build" if self.editable_mode else Path(self.build_temp).resolve().parent
+        tmp = base / f"{'cuda' if what.archs else 'cpu'}-{'ninja' if ninja else 'make'}"
         tmp.mkdir(parents=True, exist_ok=True)
         testing = os.environ.get("FUSEDRNN_TESTING") == "1"
         options = {
