@@ -3,10 +3,11 @@
 A build has one of three outcomes, said in one line: CUDA + CPU kernels, CPU kernels, pure Python.
 That line is also left in the package (fusedrnn/_build.txt), where `python -m fusedrnn` finds it.
 
-FUSEDRNN_CUDA=auto|on|off   CUDA kernels. auto: when nvcc is there and the torch beside it is a CUDA
-                            build or the machine has an NVIDIA GPU. on: an error when they cannot be built
-FUSEDRNN_ARCHS="80;90a"     the CUDA architectures; PTX of the last goes with them. Default: those of
-                            ARCHS below that nvcc knows
+FUSEDRNN_CUDA=auto|on|off   CUDA kernels. auto: when nvcc is there and the torch beside it is a
+                            CUDA build or the machine has an NVIDIA GPU. on: an error when they
+                            cannot be built
+FUSEDRNN_ARCHS="80;90a"     the CUDA architectures; PTX of the last goes with them. Default: those
+                            of ARCHS below that nvcc knows
 FUSEDRNN_NATIVE=0           no native library at all: pure Python
 FUSEDRNN_TESTING=1          also the pybind11 module with which the tests reach single C++ units
 FUSEDRNN_TORCH_DIR=path     the torch package to build against
@@ -72,7 +73,7 @@ def torch_version(torch: Path) -> str:
 
 
 def torch_dirs() -> list[Path]:
-    """Where a torch package may be: also from inside pip's isolated build, which hides site-packages."""
+    """Where torch may be: also from inside pip's isolated build, which hides site-packages."""
     found = [Path(s.origin).parent for s in [find_spec("torch")] if s and s.origin]
     user = sysconfig.get_preferred_scheme("user")
     base = {"base": sys.base_prefix, "platbase": sys.base_prefix}  # a venv with system packages
@@ -95,8 +96,8 @@ def usable_torch() -> tuple[Path | None, str]:
         torch = Path(given).resolve()
         if not (torch / "version.py").exists() or not fits(torch):
             stop(
-                f"FUSEDRNN_TORCH_DIR is {given!r}, which is not the package directory of a torch >= "
-                f"{oldest} with its headers; give .../site-packages/torch, or unset it"
+                f"FUSEDRNN_TORCH_DIR is {given!r}, which is not the package directory of a torch "
+                f">= {oldest} with its headers; give .../site-packages/torch, or unset it"
             )
         return torch, ""
     there = torch_dirs()
@@ -133,7 +134,10 @@ def cuda_wanted(choice: str, nvcc: str | None, cuda_torch: bool, gpu: bool) -> t
         return True, "nvcc, and torch is a CUDA build"
     if gpu:
         return True, "nvcc and an NVIDIA GPU"
-    return False, "nvcc, but neither a CUDA build of torch nor an NVIDIA GPU; FUSEDRNN_CUDA=on overrides"
+    return (
+        False,
+        "nvcc, but neither a CUDA build of torch nor an NVIDIA GPU; FUSEDRNN_CUDA=on overrides",
+    )
 
 
 def cuda_archs(given: str | None, known: set[int]) -> tuple[str, ...]:
@@ -231,8 +235,8 @@ def run_logged(command: list, log: Path, quiet: bool) -> None:
         if quiet:
             print("".join(lines), flush=True)
         stop(
-            f"`{Path(command[0]).name}` failed with exit status {process.returncode}; the error is "
-            "above. FUSEDRNN_CUDA=off leaves out the CUDA kernels, FUSEDRNN_NATIVE=0 all native code"
+            f"the build failed ({Path(command[0]).name}: exit status {process.returncode}); its "
+            "error is above. FUSEDRNN_CUDA=off leaves out the CUDA kernels, FUSEDRNN_NATIVE=0 all of it"
         )
 
 
@@ -269,14 +273,18 @@ class Build(build_ext):
         if what.nvcc:
             options["CMAKE_CUDA_COMPILER"] = what.nvcc
         if testing:
-            options["pybind11_DIR"] = Path(find_spec("pybind11").origin).parent / "share/cmake/pybind11"
+            options["pybind11_DIR"] = (
+                Path(find_spec("pybind11").origin).parent / "share/cmake/pybind11"
+            )
         generator = ["-G", "Ninja"] if ninja else []
         if ninja:
             # Said each time: a later build must not look in an isolated environment that is gone.
             options["CMAKE_MAKE_PROGRAM"] = ninja
         quiet = not self.distribution.verbose
         defines = [f"-D{k}={v}" for k, v in options.items()]
-        run_logged([cmake, "-S", ROOT, "-B", tmp, *generator, *defines], tmp / "configure.log", quiet)
+        run_logged(
+            [cmake, "-S", ROOT, "-B", tmp, *generator, *defines], tmp / "configure.log", quiet
+        )
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
         run_logged([cmake, "--build", tmp, "--parallel", jobs], tmp / "build.log", quiet)
 
@@ -291,7 +299,9 @@ class Modules(build_py):
     def run(self) -> None:
         """Copy, then record; an editable install has its line in the source tree."""
         super().run()
-        home = self.get_package_dir("fusedrnn") if self.editable_mode else f"{self.build_lib}/fusedrnn"
+        home = (
+            self.get_package_dir("fusedrnn") if self.editable_mode else f"{self.build_lib}/fusedrnn"
+        )
         record(Path(home))
 
 

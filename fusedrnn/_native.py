@@ -1,7 +1,7 @@
 """Finds and loads the native library; says why when there is none.
 
-The library only adds kernels to ops whose schemas are defined in Python (``ops.py``), so the package
-works without it: the reference implementation then serves every call.
+The library only adds kernels to ops whose schemas are defined in Python (``ops.py``), so the
+package works without it: the reference implementation then serves every call.
 """
 
 from pathlib import Path

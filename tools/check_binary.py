@@ -2,10 +2,11 @@
 
     python tools/check_binary.py fusedrnn/libfusedrnn.so
 
-Every torch symbol that the library needs must be one of the C shims that torch 2.11 exports (the list
-beside this file); none may be a mangled C++ name of torch, and none Python's. OpenMP must come from
-torch: the library must not load a runtime of its own. The glibc and libstdc++ it needs are printed and
-must be no newer than those of manylinux_2_34 (Debian 12, Ubuntu 22.04, RHEL 9). Uses nm and readelf.
+Every torch symbol that the library needs must be one of the C shims that torch 2.11 exports (the
+list beside this file); none may be a mangled C++ name of torch, and none Python's. OpenMP must come
+from torch: the library must not load a runtime of its own. The glibc and libstdc++ it needs are
+printed and must be no newer than those of manylinux_2_34 (Debian 12, Ubuntu 22.04, RHEL 9). Uses nm
+and readelf.
 
 The list was written, beside an installed torch 2.11.0 (CUDA build, for the CUDA shims), by
 
@@ -20,7 +21,7 @@ from pathlib import Path
 
 LIST = Path(__file__).with_name("stable_symbols_2_11.txt")
 SHIM = re.compile(r"(aoti_)?torch_\w+")
-CXX_OF_TORCH = re.compile(r"_ZT?\w{0,3}N?K?(2at|3c10|5torch|5caffe)\w*")
+CXX_OF_TORCH = re.compile(r"_Z(T[A-Z]|G[A-Z])?N?[KVRO]*(2at|3c10|5torch|6caffe2)")
 OF_PYTHON = re.compile(r"_?Py[A-Z]\w*")
 OPENMP = re.compile(r"(GOMP|omp)_\w+")
 NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13)}
