@@ -9,14 +9,16 @@
 #
 # PYTHON=python3.12      the interpreter for .venv (Python >= 3.10)
 # TORCH=torch==2.13.0    the torch that is installed; any >= 2.11 works
+# TRITON=triton==3.7.1   the triton made for it
 # FUSEDRNN_CUDA=...      and the other variables of setup.py
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -q
-ENVIRONMENT := $(VENV)/.with-$(subst =,_,$(TORCH))
+ENVIRONMENT := $(VENV)/.with-$(subst =,_,$(TORCH)-$(TRITON))
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test doctor lint format build clean help
@@ -46,8 +48,8 @@ build: $(INSTALLED)
 # Editable: the library lies beside the Python files, so what runs in this directory is what was built.
 $(INSTALLED): $(ENVIRONMENT) setup.py CMakeLists.txt $(shell find csrc -type f)
 	@echo "Building the native library (two minutes on two cores the first time) ..."
-	@$(PIP) --no-build-isolation -e ".[triton,test,dev]"
-	@cat fusedrnn/_build.txt
+	@$(PIP) --no-build-isolation -e ".[test,dev]"
+	@test -t 1 || cat fusedrnn/_build.txt  # to a terminal the build has said it itself
 	@touch $@
 
 $(ENVIRONMENT): pyproject.toml
@@ -56,7 +58,7 @@ $(ENVIRONMENT): pyproject.toml
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "fusedrnn: $(PYTHON) cannot make virtual environments; install its venv module (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
 	@echo "Making $(VENV) with $(TORCH) (once) ..."
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
-	@$(PIP) "$(TORCH)" "setuptools>=77" cmake ninja
+	@$(PIP) "$(TORCH)" "$(TRITON)" "setuptools>=77" cmake ninja
 	@rm -f $(VENV)/.with-* && touch $@
 
 clean:
