@@ -219,24 +219,18 @@ def announce() -> None:
             pass  # no terminal
 
 
-def run_logged(command: list, log: Path, quiet: bool) -> None:
-    """Run a build command, keeping its output; show it unless ``quiet``, and always if it fails."""
-    with subprocess.Popen(
-        command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if not quiet:
-                print(line, end="", flush=True)
-    if any(line.startswith("[") for line in lines) or not log.exists():  # else nothing was compiled
-        log.write_text("".join(lines))
-    if process.returncode:
+def run_shown(command: list, quiet: bool) -> None:
+    """Run a build command; show its output unless ``quiet``, and always if it fails."""
+    into = subprocess.PIPE if quiet else None
+    done = subprocess.run(
+        command, text=True, errors="replace", stdout=into, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
         if quiet:
-            print("".join(lines), flush=True)
+            print(done.stdout, flush=True)
         stop(
-            f"the build failed ({Path(command[0]).name}: exit status {process.returncode}); its "
-            "error is above. FUSEDRNN_CUDA=off leaves out the CUDA kernels, FUSEDRNN_NATIVE=0 all of it"
+            f"the build failed ({Path(command[0]).name}: exit status {done.returncode}); its error "
+            "is above. FUSEDRNN_CUDA=off leaves out the CUDA kernels, FUSEDRNN_NATIVE=0 all of it"
         )
 
 
@@ -282,11 +276,9 @@ class Build(build_ext):
             options["CMAKE_MAKE_PROGRAM"] = ninja
         quiet = not self.distribution.verbose
         defines = [f"-D{k}={v}" for k, v in options.items()]
-        run_logged(
-            [cmake, "-S", ROOT, "-B", tmp, *generator, *defines], tmp / "configure.log", quiet
-        )
+        run_shown([cmake, "-S", ROOT, "-B", tmp, *generator, *defines], quiet)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
-        run_logged([cmake, "--build", tmp, "--parallel", jobs], tmp / "build.log", quiet)
+        run_shown([cmake, "--build", tmp, "--parallel", jobs], quiet)
 
     def get_ext_filename(self, fullname: str) -> str:
         """One file name for every Python: the library does not use Python's ABI."""

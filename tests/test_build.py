@@ -42,7 +42,7 @@ def _clean(monkeypatch):
 def one_cell_tree(where: Path) -> Path:
     """The sources without what earlier builds left in them, and with one cell."""
     left = shutil.ignore_patterns("*.so", "_build.txt", "__pycache__", "*.egg-info")
-    for name in ("csrc", "fusedrnn"):
+    for name in ("csrc", "fusedrnn", "tools"):
         shutil.copytree(ROOT / name, where / name, ignore=left)
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md"):
         if (ROOT / name).exists():
@@ -228,12 +228,14 @@ def test_torch_is_found_from_inside_an_isolated_build(tmp_path):
     """Site-packages are hidden there; setup.py still finds the torch of the environment."""
     for name in ("setuptools", "_distutils_hack"):  # what pip would put there
         (tmp_path / name).symlink_to(Path(importlib.util.find_spec(name).origin).parent)
+    hide = "import sys; sys.path[:] = [p for p in sys.path if not p.endswith('site-packages')]"
+    (tmp_path / "sitecustomize.py").write_text(hide)  # as pip does
     program = (
         "import importlib.util, runpy\n"
         "assert importlib.util.find_spec('torch') is None\n"
         f"print(runpy.run_path({str(ROOT / 'setup.py')!r})['usable_torch']()[0])\n"
     )
-    command = [sys.executable, "-S", "-c", program]
+    command = [sys.executable, "-c", program]
     env = {"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == str(TORCH), done.stderr
