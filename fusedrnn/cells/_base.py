@@ -29,15 +29,15 @@ class Cell:
     Attributes:
         name: the name that the ops and the C++ struct use.
         gates: the gates in the order of the rows of ``weight_ih`` and ``weight_hh``.
-        states: what travels from step to step; the first is ``h``, the one that meets ``weight_hh``.
+        states: what travels from step to step; the first is ``h``, which meets ``weight_hh``.
         saved: what forward leaves for backward, per unit and step.
         h_grad: for each gate, which of backward's gradient vectors is that of its h-preactivation
             (vector ``g`` is that of the x-preactivation of gate ``g``).
-        reference: the maths in PyTorch, ``reference(x, states, recur) -> new states``. ``x`` holds one
-            ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh`` likewise, and
+        reference: the maths in PyTorch, ``reference(x, states, recur) -> new states``. ``x`` holds
+            one ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh`` likewise, and
             ``recur(v, first, last)`` only gates first..last-1, of a ``v`` of the cell's own.
         triton: the same for the Triton kernels, or None where Triton is not installed.
-        second: how many of the last gates take a second recurrent product, of the cell's own operand.
+        second: how many of the last gates take a second recurrent product, of the cell's operand.
         operand: which entry of ``saved`` is that operand.
     """
 
