@@ -5,8 +5,8 @@
 
 Each cell of the matrix gets a virtual environment of its own under --cache, made once and kept: a
 torch from the package registry takes several GB there (it runs its CPU ops without a GPU). The
-wheel is installed with --no-deps: it is the very same binary in every cell. Prints a table; the exit
-status is 1 if a cell fails, or lacks its Python.
+wheel is installed with --no-deps: it is the very same binary in every cell. Prints a table; the
+exit status is 1 if a cell fails, or lacks its Python.
 """
 
 import argparse
