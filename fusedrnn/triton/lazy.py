@@ -1,0 +1,36 @@
+"""``jit`` for the cells' twins: importing triton takes a third of a second, so it waits for first use."""
+
+from collections.abc import Callable
+from functools import cached_property
+from types import FunctionType
+from typing import Any
+
+
+class Twin:
+    """A function that Triton compiles when a kernel first asks for it."""
+
+    def __init__(self, function: FunctionType):
+        self.python = function
+
+    @cached_property
+    def jit(self) -> Any:
+        """The ``triton.jit`` function.
+
+        It sees its module's names, with the contents of ``fusedrnn.triton._maths`` before them: what is
+        ``torch.tanh`` in a cell's reference is Triton's tanh in its twin.
+        """
+        import triton
+
+        from . import _maths
+
+        names = {**self.python.__globals__, **vars(_maths)}
+        for own in ("__name__", "__file__"):
+            names[own] = self.python.__globals__[own]
+        twin = FunctionType(self.python.__code__, names, self.python.__name__)
+        return triton.jit(twin)
+
+
+def jit(function: Callable) -> Twin:
+    """Decorates a twin: plain Triton, in which ``tl``, ``sigmoid``, ``tanh`` and ``relu`` are given."""
+    assert isinstance(function, FunctionType)
+    return Twin(function)
