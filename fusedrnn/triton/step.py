@@ -105,7 +105,8 @@ def forward_step(
         tl.store(y + o_t[:, None] * H + o_h[None, :], b_h, mask=m)
         store_vectors(h_new, s, o_b, o_h, m, H, 1)
     else:
-        tl.store(hidden + o_b[:, None] * H + o_h[None, :], b_h, mask=m)
+        o_hidden = o_b if saved is None else o_t  # kept for all steps, or for this one
+        tl.store(hidden + o_hidden[:, None] * H + o_h[None, :], b_h, mask=m)
     store_planes(c, s[1:], o_b, o_h, m, B, H, S - 1)
     if saved is not None:
         store_vectors(saved, kept, o_t, o_h, m, H, K)
@@ -114,7 +115,7 @@ def forward_step(
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
 def project_step(
-    hidden, weight_hr, h, h_new, lengths, y, t, T, B, H, P,
+    hidden, weight_hr, h, h_new, lengths, y, t, T, B, H, P, KEPT: tl.constexpr,
     ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -124,8 +125,9 @@ def project_step(
     m = m_b[:, None] & (o_p < P)[None, :]
     t = tl.cast(t, tl.int64)
     m_t = (t < row_lengths(lengths, o_b, m_b, T))[:, None]
+    o_hidden = t * B + o_b if KEPT else o_b
     out = products(
-        hidden, weight_hr, o_b, o_p, m_b, P, H, 0, 1, ACC, BB, BH, BK, PRECISION, UPCAST
+        hidden, weight_hr, o_hidden, o_p, m_b, P, H, 0, 1, ACC, BB, BH, BK, PRECISION, UPCAST
     )
     o = o_b[:, None] * P + o_p[None, :]
     tl.store(y + t * B * P + o, tl.where(m_t, out[0], 0.0), mask=m)
@@ -134,7 +136,7 @@ def project_step(
 
 @triton.jit(do_not_specialize=["t", "t_after", "T", "B"])
 def backward_step(
-    dy, dh, dc, y, h0, c0, weight_hh, weight_hr, dh_t, lengths, saved, cells, grads,
+    dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, dh, lengths, saved, cells, grads,
     t, t_after, T, B, H, P,
     backward: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
@@ -143,8 +145,8 @@ def backward_step(
 ):  # fmt: skip
     """One step back: ``grads`` of step t, from those of step t_after (none: t_after < 0).
 
-    ``dh`` [B, H] and ``dc`` [S-1, B, H] carry what does not pass through W_hh, in place. With a
-    projection the gradient of h is ready in ``dh_t`` [B, P] instead (see ``backward_h``).
+    ``carry_h`` [B, H] and ``carry_c`` [S-1, B, H] carry what does not pass through W_hh, in place.
+    With a projection the gradient of h is ready in ``dh`` [T, B, P] instead (see ``backward_h``).
     """
     o_b, o_h = _offsets(BB, BH)
     m_b = o_b < B
@@ -154,8 +156,8 @@ def backward_step(
     b_len = row_lengths(lengths, o_b, m_b, T)
     m_t = (t < b_len)[:, None]
     b_dh = tl.zeros([BB, BH], ACC)
-    if dh_t is None:
-        b_dh = load(dh, o_b[:, None] * H + o_h[None, :], m, ACC)
+    if dh is None:
+        b_dh = load(carry_h, o_b[:, None] * H + o_h[None, :], m, ACC)
         if t_after >= 0:
             b_dh = transposed_product(
                 grads, weight_hh, b_dh, tl.cast(t_after, tl.int64) * B + o_b, o_h, m_b, H, H,
@@ -165,30 +167,30 @@ def backward_step(
             b_dh += load(dy, o_t[:, None] * H + o_h[None, :], m & m_t, ACC)
     else:
         b_dh = transposed_product(
-            dh_t, weight_hr, b_dh, o_b, o_h, m_b, P, H, 0, 1, (0,), 1, ACC, BK, PRECISION, UPCAST
+            dh, weight_hr, b_dh, o_t, o_h, m_b, P, H, 0, 1, (0,), 1, ACC, BK, PRECISION, UPCAST
         )
-    projected: tl.constexpr = dh_t is not None
+    projected: tl.constexpr = dh is not None
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
     s = states_before(y, h0, cells, c0, b_len, t, o_b, o_h, m, B, H, S, REVERSE, projected, ACC)
     out = states_after(y, cells, t, o_b, o_h, m, B, H, S, projected, ACC)
-    dout = (b_dh,) + load_planes(dc, o_b, o_h, m, B, H, S - 1, ACC)
+    dout = (b_dh,) + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
     d, ds = backward(kept, s, out, dout)
     store_vectors(grads, select(m_t, d, zeros(BB, BH, D, ACC), D), o_t, o_h, m, H, D)
     ds = select(m_t, ds, dout, S)
-    if dh_t is None:
-        store_vectors(dh, ds, o_b, o_h, m, H, 1)
-    store_planes(dc, ds[1:], o_b, o_h, m, B, H, S - 1)
+    if dh is None:
+        store_vectors(carry_h, ds, o_b, o_h, m, H, 1)
+    store_planes(carry_c, ds[1:], o_b, o_h, m, B, H, S - 1)
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
 def backward_operand_step(
-    dh, dc, y, h0, c0, weight_hh, lengths, saved, cells, grads, t, T, B, H,
+    carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads, t, T, B, H,
     backward_operand: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
     BK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """What hangs on the operand of the second product: completes ``grads`` of step t, dh and dc."""
+    """What hangs on the operand of the second product: completes ``grads`` of step t and the carries."""
     o_b, o_h = _offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_h < H)[None, :]
@@ -203,42 +205,42 @@ def backward_operand_step(
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
     s = states_before(y, h0, cells, c0, b_len, t, o_b, o_h, m, B, H, S, REVERSE, False, ACC)
     d = load_vectors(grads, o_t, o_h, m, H, 0, D, D, ACC)
-    ds = load_vectors(dh, o_b, o_h, m, H, 0, 1, 1, ACC)
-    ds = ds + load_planes(dc, o_b, o_h, m, B, H, S - 1, ACC)
+    ds = load_vectors(carry_h, o_b, o_h, m, H, 0, 1, 1, ACC)
+    ds = ds + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
     d, ds = backward_operand(kept, s, b_dp, d, ds)
     for g in tl.static_range(G - SECOND):  # the others are being read by other programs
         tl.store(grads + (o_t * D + g)[:, None] * H + o_h[None, :], d[g], mask=m)
-    store_vectors(dh, ds, o_b, o_h, m, H, 1)
-    store_planes(dc, ds[1:], o_b, o_h, m, B, H, S - 1)
+    store_vectors(carry_h, ds, o_b, o_h, m, H, 1)
+    store_planes(carry_c, ds[1:], o_b, o_h, m, B, H, S - 1)
 
 
 @triton.jit(do_not_specialize=["t", "t_after", "T", "B"])
 def backward_h(
-    dy, dh, weight_hh, dh_t, lengths, grads, t, t_after, T, B, H, P,
+    dy, carry_h, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P,
     VECTOR: tl.constexpr, G: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dh += W_hh^T grads of step t_after. With a projection, dh of step t goes to ``dh_t`` [B, P].
+    """carry_h += W_hh^T grads of step t_after: at the end of a sequence the gradient of h0.
 
-    There dy joins it, and ``dh`` [B, P] keeps only what passes by rows that take no part. Without
-    ``dh_t`` this ends the sequence: ``dh`` is then the gradient of h0.
+    With a projection also before each step: dy joins and all goes to ``dh`` [T, B, P], but for rows
+    that take no part in step t, whose gradient passes by in ``carry_h`` [B, P].
     """
     o_b, o_p = _offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_p < P)[None, :]
     o = o_b[:, None] * P + o_p[None, :]
-    b_dh = load(dh, o, m, ACC)
+    b_dh = load(carry_h, o, m, ACC)
     if t_after >= 0:
         b_dh = transposed_product(
             grads, weight_hh, b_dh, tl.cast(t_after, tl.int64) * B + o_b, o_p, m_b, H, P,
             0, G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
         )  # fmt: skip
-    if dh_t is not None:
+    if dh is not None:
         t = tl.cast(t, tl.int64)
         m_t = (t < row_lengths(lengths, o_b, m_b, T))[:, None]
         if dy is not None:
             b_dh += load(dy, t * B * P + o, m & m_t, ACC)
-        tl.store(dh_t + o, tl.where(m_t, b_dh, 0.0), mask=m)
+        tl.store(dh + t * B * P + o, tl.where(m_t, b_dh, 0.0), mask=m)
         b_dh = tl.where(m_t, 0.0, b_dh)
-    tl.store(dh + o, b_dh, mask=m)
+    tl.store(carry_h + o, b_dh, mask=m)

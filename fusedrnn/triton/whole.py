@@ -91,13 +91,16 @@ def whole_forward(
 
 @triton.jit(do_not_specialize=["T", "B"])
 def whole_backward(
-    dy, dhn, dcn, y, h0, c0, weight_hh, lengths, saved, cells, grads, dh0, dc0, T, B, H,
+    dy, carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads, T, B, H,
     backward: tl.constexpr, backward_operand: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: batch blocks. ``dy`` may be None: zero."""
+    """Grid: batch blocks. ``dy`` may be None: zero.
+
+    ``carry_h`` [B, H], ``carry_c`` [S-1, B, H]: the gradients of the last states; left: of the first.
+    """
     o_b = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)  # [BB]
     o_h = tl.arange(0, BH)
     m_b, m_h = o_b < B, o_h < H
@@ -107,8 +110,8 @@ def whole_backward(
     for g in tl.static_range(G):
         p_w = weight_hh + (g * H + o_h)[:, None] * H + o_h[None, :]
         w = w + (tl.load(p_w, mask=m_h[:, None] & m_h[None, :], other=0.0),)  # [BH, BH of h]
-    dout = load_planes(dhn, o_b, o_h, m, B, H, 1, ACC)
-    dout = dout + load_planes(dcn, o_b, o_h, m, B, H, S - 1, ACC)
+    dout = load_planes(carry_h, o_b, o_h, m, B, H, 1, ACC)
+    dout = dout + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
 
     for i in range(T):
         t = tl.cast(i if REVERSE else T - 1 - i, tl.int64)
@@ -131,5 +134,5 @@ def whole_backward(
         b_dh = tl.zeros([BB, BH], ACC) + ds[0]
         b_dh = _recur_backward(b_dh, d, w, 0, G - SECOND, VECTOR, PRECISION, UPCAST)
         dout = select(m_t, (b_dh,) + ds[1:], dout, S)
-    store_planes(dh0, dout, o_b, o_h, m, B, H, 1)
-    store_planes(dc0, dout[1:], o_b, o_h, m, B, H, S - 1)
+    store_planes(carry_h, dout, o_b, o_h, m, B, H, 1)
+    store_planes(carry_c, dout[1:], o_b, o_h, m, B, H, S - 1)
