@@ -1,13 +1,11 @@
-"""The Triton backend of the sequence op: which kernels run, with which tiles, and the launches.
+"""The Triton backend of the sequence op: arguments checked, kernels launched, ops registered.
 
-Importing this registers the ops' implementations; triton itself is imported by the first call. On a
-CPU it needs Triton's interpreter (``TRITON_INTERPRET=1``, set before triton is imported).
+Importing this registers the ops' implementations; triton itself is imported by the first call.
 """
 
-import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,98 +14,13 @@ from torch import Tensor
 from .. import _native
 from ..cells import CELLS, Cell
 from ..reference import state_dtype
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def limit(cell: str, dtype: torch.dtype, projection: bool) -> str | None:
-    """Why the Triton kernels cannot serve the sequence op on such a problem, or None: they can.
-
-    Args:
-        cell: a name of the registry.
-        dtype: that of the tensors.
-        projection: whether there is a ``weight_hr``.
-    """
-    if dtype not in DTYPES:
-        return f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
-    if CELLS[cell].triton is None:
-        return f"cell {cell!r} has no Triton twin"
-    if projection and CELLS[cell].second:
-        return f"cell {cell!r} multiplies its operand with weight_hh: it cannot have a projection"
-    return None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which kernels run, with which tiles (rows, units, products' depth) and warps, and why."""
-
-    whole: bool
-    rows: int
-    units: int
-    depth: int
-    warps: int
-    reason: str
-
-
-def plan(cell: Cell, dtype: torch.dtype, B: int, H: int, projection: bool, shared: int) -> Plan:
-    """Choose the kernels for a problem: a pure function, which needs no GPU.
-
-    One launch for the whole sequence where all tiles of W_hh, padded to a power of two, fit into the
-    shared memory of one multiprocessor; else one launch (or two) a step.
-
-    Args:
-        cell: a record of the registry.
-        dtype: that of the tensors.
-        B: batch rows.
-        H: hidden units.
-        projection: whether there is a ``weight_hr``.
-        shared: bytes of shared memory that one program may have.
-    """
-    units = max(16, 1 << (H - 1).bit_length())  # tl.dot takes tiles of 16 and more
-    room = len(cell.gates) * units * units * dtype.itemsize + SCRATCH
-    if projection:
-        reason = "a projection"
-    elif units > WHOLE_UNITS:
-        reason = f"H={H} is more than the {WHOLE_UNITS} units of one program"
-    elif room > shared:
-        reason = f"W_hh takes {room} bytes of shared memory, this device has {shared}"
-    else:
-        reason = f"W_hh fits: {room} of {shared} bytes of shared memory"
-        return Plan(True, 16, units, units, 8 if units >= 64 else 4, reason)
-    rows = 16 if B <= 16 else 32
-    depth = {8: 16, 4: 32, 2: 64}[dtype.itemsize]
-    return Plan(False, rows, min(units, 32), min(units, depth), 4, reason)
-
-
-# Registers: at 128 units a gate's [16, 128] tile is 8 registers a thread, and LSTM's kernels stay under
-# 255 without spilling (tests/test_triton_compile.py); 256 units would not.
-WHOLE_UNITS = 128
-# Beside the weights, Triton stages h and layout changes: 4 to 9 KB in every kernel compiled so far.
-SCRATCH = 12 * 1024
-
-
-@cache
-def _shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may have."""
-    if device.type == "cpu":  # the interpreter has none to run out of
-        return 1 << 30
-    from triton.runtime import driver
-
-    with _on(device):
-        index = driver.active.get_current_device()
-        return driver.active.utils.get_device_properties(index)["max_shared_mem"]
+from . import plan as planner
+from .plan import Plan, limit
 
 
 def _on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device: make it this one."""
     return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
-
-
-def _precision(like: Tensor) -> str:
-    """How float32 products are computed: as torch's own switch for matrix products says."""
-    if like.dtype != torch.float32 or not like.is_cuda or torch.version.hip:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)
@@ -123,30 +36,15 @@ class _Problem:
     reverse: bool
     plan: Plan
 
-    def launch(self, kernel: Any, units: int | None, *args: object, **constants: object) -> None:
-        """Run a kernel over all rows and, unless it takes the whole sequence, over ``units``."""
+    def bind(self, kernel: Any, units: int | None = None) -> Callable[..., None]:
+        """The kernel with its grid and its constants, found by their names.
+
+        The grid covers all rows and, unless the kernel takes the whole sequence, ``units``.
+        """
         import triton.language as tl
 
-        wide, p = state_dtype(self.like.dtype), self.plan
-        grid = [-(-self.B // p.rows)]
-        if units is not None:
-            grid.append(-(-units // p.units))
-            constants["BK"] = p.depth
-        kernel[tuple(grid)](
-            *args,
-            **constants,
-            ACC=tl.float64 if wide == torch.float64 else tl.float32,
-            BB=p.rows,
-            BH=p.units,
-            PRECISION=_precision(self.like),
-            UPCAST=self.like.device.type == "cpu" and self.like.dtype == torch.bfloat16,
-            num_warps=p.warps,
-        )
-
-    def constants(self, *names: str) -> dict[str, int]:
-        """The cell's numbers by the kernels' names for them."""
-        c = self.cell
-        every = {
+        c, p, dtype = self.cell, self.plan, self.like.dtype
+        constants = {
             "G": len(c.gates),
             "S": len(c.states),
             "K": len(c.saved),
@@ -154,8 +52,27 @@ class _Problem:
             "SECOND": c.second,
             "OPERAND": c.operand,
             "VECTOR": c.h_grad,
+            "REVERSE": self.reverse,
+            "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+            "BB": p.rows,
+            "BH": p.units,
+            "BK": p.depth,
+            "PRECISION": planner.precision(dtype, self.like.device),
+            "UPCAST": planner.INTERPRETED and dtype == torch.bfloat16,
         }
-        return {name: every[name] for name in names}
+        for name, twin in vars(c.triton).items():
+            constants[name] = twin and twin.jit
+        constants = {name: constants[name] for name in constants if name in kernel.arg_names}
+        blocks = (
+            (-(-self.B // p.rows),)
+            if units is None
+            else (-(-self.B // p.rows), -(-units // p.units))
+        )
+
+        def launch(*args: object) -> None:
+            kernel[blocks](*args, **constants, num_warps=p.warps, num_stages=p.stages)
+
+        return launch
 
 
 def _problem(
@@ -177,7 +94,8 @@ def _problem(
             f"fusedrnn: weight_hh must be [{G * H}, {H}] without a projection, "
             f"got {list(weight_hh.shape)}"
         )
-    chosen = plan(c, like.dtype, B, H, projected, _shared_memory(like.device))
+    shared = planner.shared_memory(like.device)
+    chosen = planner.plan(c, like.dtype, B, H, projected, shared)
     return _Problem(c, like, T, B, H, P, reverse, chosen)
 
 
@@ -186,9 +104,7 @@ def _checked(p: _Problem, name: str, t: Tensor | None, *size: int, wide: bool = 
     if t is None:
         return None
     if list(t.shape) != list(size):
-        raise RuntimeError(
-            f"fusedrnn: {name} has shape {list(t.shape)}, must be {list(size)}"
-        )
+        raise RuntimeError(f"fusedrnn: {name} has shape {list(t.shape)}, must be {list(size)}")
     dtype = state_dtype(p.like.dtype) if wide else p.like.dtype
     dtype = torch.int64 if name == "lengths" else dtype
     if t.dtype != dtype or t.device != p.like.device:
@@ -239,18 +155,10 @@ def sequence_forward(
 def _forward_whole(
     p, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, y, hn, cn, saved, cells, hidden
 ) -> None:
-    from . import whole
+    from .whole import whole_forward
 
-    twin = p.cell.triton
-    p.launch(
-        whole.whole_forward,
-        None,
-        *(gx, weight_hh, bias_hh, h0, c0, lengths, y, hn, cn, saved, cells, p.T, p.B, p.H),
-        forward=twin.forward.jit,
-        operand=twin.operand and twin.operand.jit,
-        REVERSE=p.reverse,
-        **p.constants("OPERAND", "G", "S", "K", "SECOND"),
-    )
+    forward = p.bind(whole_forward)
+    forward(gx, weight_hh, bias_hh, h0, c0, lengths, y, hn, cn, saved, cells, p.T, p.B, p.H)
 
 
 def _forward_steps(
@@ -259,7 +167,9 @@ def _forward_steps(
     from . import step
 
     T, B, H, P = p.T, p.B, p.H, p.P
-    twin, wide = p.cell.triton, state_dtype(gx.dtype)
+    operand, forward = p.bind(step.operand_step, H), p.bind(step.forward_step, H)
+    project = p.bind(step.project_step, P)
+    wide = state_dtype(gx.dtype)
     h, h_new = h0.to(wide, copy=True), torch.empty_like(h0, dtype=wide)
     c, stash = c0.to(wide, copy=True), None
     if p.cell.second:
@@ -267,31 +177,17 @@ def _forward_steps(
     if weight_hr is None:
         hidden = None
     elif saved is None:
-        hidden = gx.new_empty(B, H)
+        hidden = gx.new_empty(1, B, H)
     for t in reversed(range(T)) if p.reverse else range(T):
-        if p.cell.second:
-            p.launch(
-                step.operand_step,
-                H,
-                *(gx, weight_hh, bias_hh, h, stash, t, B, H),
-                operand=twin.operand.jit,
-                **p.constants("G", "K", "SECOND"),
-            )
-        p.launch(
-            step.forward_step,
-            H,
+        if stash is not None:
+            operand(gx, weight_hh, bias_hh, h, stash, t, B, H)
+        forward(
             *(gx, weight_hh, bias_hh, h, h_new, c, stash, lengths, y, saved, cells, hidden),
             *(t, T, B, H, P),
-            forward=twin.forward.jit,
-            **p.constants("OPERAND", "G", "S", "K", "SECOND"),
         )
-        if weight_hr is not None:
-            p.launch(
-                step.project_step,
-                P,
-                *(hidden, weight_hr, h, h_new, lengths, y, t, T, B, H, P),
-                KEPT=saved is not None,
-            )
+        if hidden is not None:
+            t_hidden = 0 if saved is None else t
+            project(hidden, weight_hr, h, h_new, lengths, y, t, t_hidden, T, B, H, P)
         h, h_new = h_new, h
     hn.copy_(h)
     cn.copy_(c)
@@ -343,18 +239,12 @@ def sequence_backward(
 def _backward_whole(
     p, dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, lengths, saved, cells, grads, dh
 ) -> None:
-    from . import whole
+    from .whole import whole_backward
 
-    twin = p.cell.triton
-    p.launch(
-        whole.whole_backward,
-        None,
+    backward = p.bind(whole_backward)
+    backward(
         *(dy, carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads),
         *(p.T, p.B, p.H),
-        backward=twin.backward.jit,
-        backward_operand=twin.backward_operand and twin.backward_operand.jit,
-        REVERSE=p.reverse,
-        **p.constants("VECTOR", "G", "S", "K", "D", "SECOND"),
     )
 
 
@@ -364,40 +254,25 @@ def _backward_steps(
     from . import step
 
     T, B, H, P = p.T, p.B, p.H, p.P
-    twin, dh, t_after = p.cell.triton, None if weight_hr is None else dh, -1
+    through_h, backward = p.bind(step.backward_h, P), p.bind(step.backward_step, H)
+    operand = p.bind(step.backward_operand_step, H)
+    if weight_hr is None:
+        dh = None
+    t_after = -1
     for t in range(T) if p.reverse else reversed(range(T)):
-        if weight_hr is not None:
-            p.launch(
-                step.backward_h,
-                P,
-                *(dy, carry_h, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P),
-                **p.constants("VECTOR", "G", "D", "SECOND"),
-            )
-        p.launch(
-            step.backward_step,
-            H,
+        if dh is not None:
+            through_h(dy, carry_h, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P)
+        backward(
             *(dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, dh, lengths, saved, cells),
             *(grads, t, t_after, T, B, H, P),
-            backward=twin.backward.jit,
-            REVERSE=p.reverse,
-            **p.constants("VECTOR", "G", "S", "K", "D", "SECOND"),
         )
         if p.cell.second:
-            p.launch(
-                step.backward_operand_step,
-                H,
-                *(carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads, t, T, B, H),
-                backward_operand=twin.backward_operand.jit,
-                REVERSE=p.reverse,
-                **p.constants("VECTOR", "G", "S", "K", "D", "SECOND"),
+            operand(
+                *(carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads),
+                *(t, T, B, H),
             )
         t_after = t
-    p.launch(
-        step.backward_h,
-        P,
-        *(None, carry_h, weight_hh, None, lengths, grads, t_after, t_after, T, B, H, P),
-        **p.constants("VECTOR", "G", "D", "SECOND"),
-    )
+    through_h(None, carry_h, weight_hh, None, lengths, grads, t_after, t_after, T, B, H, P)
 
 
 for _key in ("CUDA", "XPU", "CPU"):

@@ -113,19 +113,19 @@ def forward_step(
         store_planes(cells, s[1:], t * (S - 1) * B + o_b, o_h, m, B, H, S - 1)
 
 
-@triton.jit(do_not_specialize=["t", "T", "B"])
+@triton.jit(do_not_specialize=["t", "t_hidden", "T", "B"])
 def project_step(
-    hidden, weight_hr, h, h_new, lengths, y, t, T, B, H, P, KEPT: tl.constexpr,
+    hidden, weight_hr, h, h_new, lengths, y, t, t_hidden, T, B, H, P,
     ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """h_new = y = W_hr hidden, where a row still takes part."""
+    """h_new = y = W_hr hidden[t_hidden], where a row still takes part."""
     o_b, o_p = _offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_p < P)[None, :]
     t = tl.cast(t, tl.int64)
     m_t = (t < row_lengths(lengths, o_b, m_b, T))[:, None]
-    o_hidden = t * B + o_b if KEPT else o_b
+    o_hidden = tl.cast(t_hidden, tl.int64) * B + o_b
     out = products(
         hidden, weight_hr, o_hidden, o_p, m_b, P, H, 0, 1, ACC, BB, BH, BK, PRECISION, UPCAST
     )

@@ -67,11 +67,16 @@ def whole_forward(
         w = w + (tl.load(p_w, mask=m_h[:, None] & m_h[None, :], other=0.0),)  # [BH of h, BH]
     bias = load_bias(bias_hh, o_h, H, 0, G, ACC)
     s = load_planes(h0, o_b, o_h, m, B, H, 1, ACC) + load_planes(c0, o_b, o_h, m, B, H, S - 1, ACC)
+    x = load_vectors(
+        gx, tl.cast(T - 1 if REVERSE else 0, tl.int64) * B + o_b, o_h, m, H, 0, G, G, ACC
+    )
 
     for i in range(T):
         t = tl.cast(T - 1 - i if REVERSE else i, tl.int64)
         o_t = t * B + o_b
-        x = load_vectors(gx, o_t, o_h, m, H, 0, G, G, ACC)
+        # The next step's gx sets out from memory before this step's products.
+        o_next = o_t - B if REVERSE else o_t + B
+        x_next = load_vectors(gx, o_next, o_h, m & (i + 1 < T), H, 0, G, G, ACC)
         u = _recur(s[0], w, bias, 0, G - SECOND, PRECISION, UPCAST)
         if SECOND > 0:
             kept = operand(x, u, s)
@@ -81,7 +86,7 @@ def whole_forward(
             out, kept = forward(x, u, s)
         m_t = (t < b_len)[:, None]
         tl.store(y + o_t[:, None] * H + o_h[None, :], tl.where(m_t, out[0], 0.0), mask=m)
-        s = select(m_t, out, s, S)
+        s, x = select(m_t, out, s, S), x_next
         if saved is not None:
             store_vectors(saved, kept, o_t, o_h, m, H, K)
             store_planes(cells, s[1:], t * (S - 1) * B + o_b, o_h, m, B, H, S - 1)
