@@ -84,7 +84,8 @@ def row_lengths(lengths, o_b, m_b, T):
     if lengths is None:
         return tl.zeros_like(o_b) + T
     else:
-        return tl.load(lengths + o_b, mask=m_b, other=0)
+        # Lengths on a GPU are not checked, for that would mean to wait: none may lead past the end.
+        return tl.minimum(tl.load(lengths + o_b, mask=m_b, other=0), T)
 
 
 @triton.jit

@@ -91,7 +91,9 @@ def plan(cell: Cell, dtype: torch.dtype, B: int, H: int, projection: bool, share
         reason = f"W_hh on chip would take {room} bytes, the device has {shared}"
     else:
         reason = f"W_hh stays on chip: {room} of {shared} bytes"
-        return Plan(True, 16, units, units, 8 if units >= 64 or dtype.itemsize == 8 else 4, 2, reason)
+        return Plan(
+            True, 16, units, units, 8 if units >= 64 or dtype.itemsize == 8 else 4, 2, reason
+        )
     rows = 16 if B <= 16 else 32
     depth = {8: 16, 4: 32, 2: 64}[dtype.itemsize]
     return Plan(False, rows, min(units, 32), depth, 4, 3, reason)
