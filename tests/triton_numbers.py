@@ -12,7 +12,7 @@ from fusedrnn.cells import CELLS
 from fusedrnn.triton import plan as planner
 
 DEVICE = "cpu" if planner.INTERPRETED else "cuda"
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "round_to_nearest")
 
 # Cells that can have a projection: those whose maths do not see h itself.
 PROJECTED = ("lstm", "rnn_tanh")
@@ -26,6 +26,25 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def round_to_nearest(monkeypatch):
+    """Triton's interpreter cuts float32 off to bfloat16, where GPUs round to nearest even."""
+    if not planner.INTERPRETED:
+        return
+    from triton.language import bfloat16, float32
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def rounded(self, source, target):
+        if (source.dtype.scalar, target.scalar) != (float32, bfloat16):
+            return cast(self, source, target)
+        data = torch.from_numpy(source.data.copy()).bfloat16().view(torch.uint16).numpy()
+        return TensorHandle(data, bfloat16)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded)
 
 
 @pytest.fixture

@@ -10,18 +10,20 @@ from ..triton.lazy import Twin
 
 @dataclass(frozen=True, eq=False)
 class TritonCell:
-    """Triton twins of the C++ functions in csrc/cell.h: decorated with ``fusedrnn.triton.lazy.jit``.
+    """Triton twins of the C++ functions in csrc/cell.h, decorated with ``fusedrnn.triton.lazy.jit``.
 
-    They take and return tuples where C++ has arrays; each entry is a ``[rows, units]`` tile, in float32
-    or float64. A plain number may stand for a constant tile::
+    They take and return tuples where C++ has arrays; each entry is a ``[rows, units]`` tile, in
+    float32 or float64. A plain number may stand for a constant tile::
 
         forward(x, u, s) -> (out, saved)
         backward(saved, s, out, dout) -> (d, ds)
 
-    With a second product, ``operand`` runs before it and ``forward`` after it; in backward likewise::
+    With a second product, ``operand`` runs before it and ``forward`` after it, likewise in backward.
+    Of ``u`` only the gates of the product at hand may be used, and ``saved[Cell.operand]`` is what
+    enters the second one::
 
-        operand(x, u, s) -> saved               of u the first gates count; saved[Cell.operand] is it
-        forward(x, u, s, saved) -> (out, saved) of u the last gates count
+        operand(x, u, s) -> saved
+        forward(x, u, s, saved) -> (out, saved)
         backward(saved, s, out, dout) -> (d, ds)
         backward_operand(saved, s, dp, d, ds) -> (d, ds)
     """

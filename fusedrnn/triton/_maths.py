@@ -12,10 +12,11 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """(1 - exp(-2|x|)) / (1 + exp(-2|x|)), which cancels near 0, where a continued fraction does not.
+    """(1 - exp(-2|x|)) / (1 + exp(-2|x|)); near 0, where that cancels, a continued fraction.
 
-    Lambert's tanh x = x / (1 + x^2 / (3 + x^2 / (5 + ...))), cut after its eighth level, is off by 3e-19
-    of the value at |x| = 1/2. Triton has no tanh of its own but in vendor libraries.
+    Lambert's tanh x = x / (1 + x^2 / (3 + x^2 / (5 + ...))), cut after its eighth level, is off by
+    2e-19 of the value at |x| = 1/2. Triton itself has tanh in vendor libraries only, and the
+    interpreter has none of these.
     """
     e = tl.exp(-2 * tl.abs(x))
     far = (1 - e) / (1 + e)

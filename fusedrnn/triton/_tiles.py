@@ -146,10 +146,11 @@ def products(
         m_k = o_k < P
         b_v = load(p_v, o_r[:, None] * P + o_k[None, :], m_r[:, None] & m_k[None, :], ACC)
         m_w = m_k[:, None] & (o_h < H)[None, :]
+        o_w = o_h[None, :] * P + o_k[:, None]  # int32: H * P < 2^31
         new = ()
         for g in tl.static_range(FIRST, LAST):
-            o_w = (g * H + o_h).to(tl.int64)[None, :] * P + o_k[:, None]
-            b_w = tl.load(p_w + o_w, mask=m_w, other=0.0)  # [BK, BH]
+            p_g = p_w + tl.cast(g * H, tl.int64) * P
+            b_w = tl.load(p_g + o_w, mask=m_w, other=0.0)  # [BK, BH]
             new = new + (dot(b_v, b_w, acc[g - FIRST], PRECISION, UPCAST),)
         acc = new
     return acc
@@ -167,9 +168,10 @@ def transposed_product(
         m_k = o_k < H
         m_d = m_r[:, None] & m_k[None, :]
         m_w = m_k[:, None] & (o_p < P)[None, :]
+        o_w = o_k[:, None] * P + o_p[None, :]  # int32: H * P < 2^31
         for g in tl.static_range(FIRST, LAST):
             b_d = load(p_d, (o_r * D + VECTOR[g])[:, None] * H + o_k[None, :], m_d, ACC)
-            o_w = (g * H + o_k).to(tl.int64)[:, None] * P + o_p[None, :]
-            b_w = tl.load(p_w + o_w, mask=m_w, other=0.0)  # [BK, BP]
+            p_g = p_w + tl.cast(g * H, tl.int64) * P
+            b_w = tl.load(p_g + o_w, mask=m_w, other=0.0)  # [BK, BP]
             b_acc = dot(b_d, b_w, b_acc, PRECISION, UPCAST)
     return b_acc

@@ -1,4 +1,4 @@
-"""``jit`` for the cells' twins: importing triton takes a third of a second, so it waits for first use."""
+"""``jit`` for the cells' twins: importing triton takes 0.3 s, so it waits for their first use."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -16,7 +16,7 @@ class Twin:
     def jit(self) -> Any:
         """The ``triton.jit`` function.
 
-        It sees its module's names, with the contents of ``fusedrnn.triton._maths`` before them: what is
+        It sees its module's names, but those of ``fusedrnn.triton._maths`` before them: what is
         ``torch.tanh`` in a cell's reference is Triton's tanh in its twin.
         """
         import triton
@@ -31,6 +31,6 @@ class Twin:
 
 
 def jit(function: Callable) -> Twin:
-    """Decorates a twin: plain Triton, in which ``tl``, ``sigmoid``, ``tanh`` and ``relu`` are given."""
+    """Decorates a twin: Triton code, to which ``tl``, ``sigmoid``, ``tanh`` and ``relu`` are given."""
     assert isinstance(function, FunctionType)
     return Twin(function)

@@ -94,6 +94,11 @@ def _problem(
             f"fusedrnn: weight_hh must be [{G * H}, {H}] without a projection, "
             f"got {list(weight_hh.shape)}"
         )
+    if H * P >= 2**31:
+        raise RuntimeError(
+            f"fusedrnn: weight_hh has {H} x {P} elements a gate; the Triton kernels take less than "
+            'two to the 31st. Use fusedrnn.backend("cuda") or fewer units'
+        )
     shared = planner.shared_memory(like.device)
     chosen = planner.plan(c, like.dtype, B, H, projected, shared)
     return _Problem(c, like, T, B, H, P, reverse, chosen)

@@ -35,7 +35,7 @@ def _offsets(BB: tl.constexpr, BH: tl.constexpr):
 
 @triton.jit
 def _add(a, b, N: tl.constexpr):
-    """a + b, tile by tile."""
+    """Tile by tile."""
     tiles = ()
     for n in tl.static_range(N):
         tiles = tiles + (a[n] + b[n],)
