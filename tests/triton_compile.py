@@ -1,8 +1,9 @@
-"""Compiles the Triton kernels of given problems for a GPU that need not be there; prints what they take.
+"""Compiles the Triton kernels of given problems for a GPU that need not be there.
 
-Usage: ``python tests/triton_compile.py ARCH CELL:DTYPE:KERNEL[:PRECISION] ...``. Runs the real host code
-of fusedrnn.triton.sequence over a driver that compiles each launch and does not run it: one JSON line a
-kernel. A process of its own, since TRITON_INTERPRET must be unset and a driver is for a whole process.
+Usage: ``python tests/triton_compile.py ARCH CELL:DTYPE:KERNEL[:PRECISION] ...``. Runs the real host
+code of fusedrnn.triton.sequence over a driver that compiles each launch and does not run it; prints
+what each kernel takes, one JSON line a kernel. A process of its own, since TRITON_INTERPRET must be
+unset and a driver is for a whole process.
 """
 
 import json

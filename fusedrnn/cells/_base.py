@@ -10,7 +10,7 @@ from ..triton.lazy import Twin
 
 @dataclass(frozen=True, eq=False)
 class TritonCell:
-    """Triton twins of the C++ functions in csrc/cell.h, decorated with ``fusedrnn.triton.lazy.jit``.
+    """Triton twins of the functions in csrc/cell.h, decorated with ``fusedrnn.triton.lazy.jit``.
 
     They take and return tuples where C++ has arrays; each entry is a ``[rows, units]`` tile, in
     float32 or float64. A plain number may stand for a constant tile::
@@ -18,8 +18,8 @@ class TritonCell:
         forward(x, u, s) -> (out, saved)
         backward(saved, s, out, dout) -> (d, ds)
 
-    With a second product, ``operand`` runs before it and ``forward`` after it, likewise in backward.
-    Of ``u`` only the gates of the product at hand may be used, and ``saved[Cell.operand]`` is what
+    With a second product ``operand`` runs before it and ``forward`` after it; likewise in backward. Of
+    ``u`` only the gates of the product at hand may be used, and ``saved[Cell.operand]`` is what
     enters the second one::
 
         operand(x, u, s) -> saved
@@ -41,15 +41,15 @@ class Cell:
     Attributes:
         name: the name that the ops and the C++ struct use.
         gates: the gates in the order of the rows of ``weight_ih`` and ``weight_hh``.
-        states: what travels from step to step; the first is ``h``, the one that meets ``weight_hh``.
+        states: what travels from step to step; the first is ``h``, which meets ``weight_hh``.
         saved: what forward leaves for backward, per unit and step.
         h_grad: for each gate, which of backward's gradient vectors is that of its h-preactivation
             (vector ``g`` is that of the x-preactivation of gate ``g``).
-        reference: the maths in PyTorch, ``reference(x, states, recur) -> new states``. ``x`` holds one
-            ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh`` likewise, and
+        reference: the maths in PyTorch, ``reference(x, states, recur) -> new states``. ``x`` holds
+            one ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh`` likewise, and
             ``recur(v, first, last)`` only gates first..last-1, of a ``v`` of the cell's own.
         triton: the same for the Triton kernels, forward and backward.
-        second: how many of the last gates take a second recurrent product, of the cell's own operand.
+        second: how many of the last gates take a second product, of the cell's own operand.
         operand: which entry of ``saved`` is that operand.
     """
 

@@ -31,6 +31,6 @@ class Twin:
 
 
 def jit(function: Callable) -> Twin:
-    """Decorates a twin: Triton code, to which ``tl``, ``sigmoid``, ``tanh`` and ``relu`` are given."""
+    """Decorate a twin: Triton code that sees ``tl``, ``sigmoid``, ``tanh`` and ``relu``."""
     assert isinstance(function, FunctionType)
     return Twin(function)

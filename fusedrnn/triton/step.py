@@ -190,7 +190,7 @@ def backward_operand_step(
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
     BK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """What hangs on the operand of the second product: completes ``grads`` of step t and the carries."""
+    """What hangs on the second product's operand: completes ``grads`` of step t and the carries."""
     o_b, o_h = _offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_h < H)[None, :]

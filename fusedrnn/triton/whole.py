@@ -1,4 +1,4 @@
-"""The whole sequence in one launch, for few units: W_hh and the states of a program's rows stay on chip.
+"""The whole sequence in one launch, for few units: W_hh and the states stay on chip.
 
 A program owns BB batch rows and all hidden units, padded to BH, so that h never leaves it and no
 program waits for another. Triton keeps the tiles of W_hh, read before the loop, in shared memory;
@@ -104,7 +104,7 @@ def whole_backward(
 ):  # fmt: skip
     """Grid: batch blocks. ``dy`` may be None: zero.
 
-    ``carry_h`` [B, H], ``carry_c`` [S-1, B, H]: the gradients of the last states; left: of the first.
+    ``carry_h`` [B, H], ``carry_c`` [S-1, B, H]: gradients of the last states, then of the first.
     """
     o_b = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)  # [BB]
     o_h = tl.arange(0, BH)
