@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from . import _backend, _native, reference
 from .cells import CELLS, Cell
 from .reference import state_dtype
+from .triton import sequence as triton_sequence
 
 _FORWARD = (
     "(str cell, Tensor gx, Tensor weight_hh, Tensor? bias_hh, Tensor? weight_hr, Tensor h0,"
@@ -199,7 +200,8 @@ def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | N
     reason = None
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
-    return {"cpu": reason, "cuda": reason, "triton": reason}
+    triton = triton_sequence.limit(cell, dtype, projection)
+    return {"cpu": reason, "cuda": reason, "triton": triton}
 
 
 def sequence(
