@@ -1,4 +1,4 @@
-"""Elman RNN, h = g(W x + b + U h' + b'): tanh, relu as torch.nn.RNN, and sigmoid (Elman 1990)."""
+"""Elman RNN (1990), h = g(W x + b + U h' + b'): tanh and relu as torch.nn.RNN, and sigmoid."""
 
 from collections.abc import Callable
 
