@@ -1,8 +1,8 @@
 """The sequence op: schemas, fake kernels, autograd, and the choice of a backend.
 
-One op runs one direction of one recurrent layer over a whole sequence. ``native`` is implemented by
-the C++ library (CPU and CUDA), ``triton`` by fusedrnn.triton; the reference is plain PyTorch and needs
-no op. Sizes: T steps, B batch rows, H units, P the width of h (H, or the projection's size),
+One op runs one direction of one recurrent layer over a whole sequence. ``native`` is implemented
+by the C++ library (CPU and CUDA), ``triton`` by fusedrnn.triton; the reference is plain PyTorch and
+needs no op. Sizes: T steps, B batch rows, H units, P the width of h (H, or the projection's size),
 G gates, S states, K saved values, D gradient vectors (fusedrnn/cells).
 """
 
@@ -13,16 +13,17 @@ from torch.autograd.function import once_differentiable
 from . import _backend, _native, reference
 from .cells import CELLS, Cell
 from .reference import state_dtype
+from .triton import sequence as triton_sequence
 
 _FORWARD = (
-    "(str cell, Tensor gx, Tensor weight_hh, Tensor? bias_hh, Tensor? weight_hr, Tensor h0, Tensor c0,"
-    " Tensor? lengths, bool reverse, bool save)"
+    "(str cell, Tensor gx, Tensor weight_hh, Tensor? bias_hh, Tensor? weight_hr, Tensor h0,"
+    " Tensor c0, Tensor? lengths, bool reverse, bool save)"
     " -> (Tensor y, Tensor hn, Tensor cn, Tensor saved, Tensor cells, Tensor hidden)"
 )
 _BACKWARD = (
     "(str cell, Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor y, Tensor h0, Tensor c0,"
-    " Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, bool reverse, Tensor saved, Tensor cells)"
-    " -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh)"
+    " Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, bool reverse, Tensor saved,"
+    " Tensor cells) -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh)"
 )
 
 
@@ -87,7 +88,7 @@ for _overload in ("native", "triton"):
 class Sequence(torch.autograd.Function):
     """The native and Triton ops with gradients: the loop in backward, then large products.
 
-    Saves for backward what the forward op left; nothing of it is changed, so backward may run twice.
+    Saves for backward what the forward op left; nothing of it is changed: backward may run twice.
     """
 
     @staticmethod
@@ -167,17 +168,30 @@ def _weight_grad(
 ) -> Tensor:
     """DU = sum over steps of (h-gradients)^T (what met U): [G*H, P]."""
     rows = []
-    for gate, index in enumerate(cell.h_grad):
-        d = grads[:, :, index]  # [T, B, H]
-        if gate >= len(cell.gates) - cell.second:
+    for first, last, index in _runs(cell):
+        d = grads[:, :, index : index + last - first].flatten(2)  # [T, B, gates*H]
+        if first >= len(cell.gates) - cell.second:
             rows.append(d.flatten(0, 1).t() @ saved[:, :, cell.operand].flatten(0, 1))
             continue
         # h of the step before: y shifted by one, and h0 where a row begins.
         later, before = (d[:-1], y[1:]) if reverse else (d[1:], y[:-1])
-        first = _first_step(d, lengths) if reverse else d[0]
-        dU = first.t() @ h0
+        begin = _first_step(d, lengths) if reverse else d[0]
+        dU = begin.t() @ h0
         rows.append(torch.addmm(dU, later.flatten(0, 1).t(), before.flatten(0, 1)))
-    return torch.cat(rows)
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+def _runs(cell: Cell) -> list[tuple[int, int, int]]:
+    """Gates first..last-1 whose h-gradients lie side by side, from vector index on: one product."""
+    runs: list[tuple[int, int, int]] = []
+    for gate, index in enumerate(cell.h_grad):
+        if runs and gate != len(cell.gates) - cell.second:
+            first, last, start = runs[-1]
+            if index == start + last - first:
+                runs[-1] = (first, gate + 1, start)
+                continue
+        runs.append((gate, gate + 1, index))
+    return runs
 
 
 def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
@@ -191,7 +205,7 @@ def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
 def _bias_grad(cell: Cell, grads: Tensor) -> Tensor:
     """Db = sum over steps and rows of the h-gradients: [G*H]."""
     total = grads.flatten(0, 1).sum(0)  # [D, H]
-    return torch.cat([total[index] for index in cell.h_grad])
+    return total[list(cell.h_grad)].flatten()
 
 
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:
@@ -199,7 +213,8 @@ def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | N
     reason = None
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
-    return {"cpu": reason, "cuda": reason, "triton": reason}
+    triton = triton_sequence.limit(cell, dtype, projection)
+    return {"cpu": reason, "cuda": reason, "triton": triton}
 
 
 def sequence(
@@ -223,8 +238,8 @@ def sequence(
         weight_hr: ``[P, H]``, the projection, or None.
         h0: ``[B, P]``.
         c0: ``[S-1, B, H]``, the other states; empty for a cell that has only h.
-        lengths: int64 ``[B]``; row b takes part in steps t < lengths[b], keeps its state after, and its
-            y is zero there. None: all rows are T long.
+        lengths: int64 ``[B]``; row b takes part in steps t < lengths[b], keeps its state after, and
+            its y is zero there. None: all rows are T long.
         reverse: from the last step to the first; each row begins at its own end.
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones
