@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import linear, log_softmax, logsigmoid
 
 from ._trees import Tree
 from .reference import state_dtype
@@ -17,7 +17,6 @@ from .reference import state_dtype
 class _Branches(NamedTuple):
     """What the tree's tensors say, seen from its E branches, V words and R rows."""
 
-    owner: Tensor  # [E] the node it starts from
     row: Tensor  # [E] its weight row; both branches of a sigmoid have the same
     sign: Tensor  # [E] +1 and -1 for the branches of a sigmoid, 0 for those of a softmax
     up: Tensor  # [E] the branch that leads to its node; E: there is none, the node is the root
@@ -37,13 +36,24 @@ def _branches(tree: Tree, rows: int) -> _Branches:
     into = at.new_full((M + 1,), E).scatter(0, torch.where(is_leaf, M, tree.branch_node), at)
     ends = at.new_zeros(V + 1).scatter(0, torch.where(is_leaf, tree.branch_leaf, V), at)
     return _Branches(
-        owner=owner,
         row=tree.node_rows[owner] + torch.where(single, 0, index),
         sign=torch.where(single, 1 - 2 * index, 0),
         up=into[owner],
         word=ends[tree.leaf_rank],
         node_of_row=nodes.repeat_interleave(sizes, output_size=rows),
     )
+
+
+def _log_softmax(z: Tensor, node: Tensor, nodes: int) -> Tensor:
+    """Within each node's columns of z ``[N, R]``: z - (max + log sum exp(z - max))."""
+    if nodes == 1:  # Inductor (torch 2.13) cannot scatter sums into a dimension of size 1
+        return log_softmax(z, 1)
+    N, R = z.shape
+    top = z.new_full((N, nodes), -torch.inf)
+    top = top.scatter_reduce(1, node.expand(N, R), z.detach(), "amax")
+    shifted = z - top[:, node]
+    sums = z.new_zeros(N, nodes).index_add(1, node, shifted.exp())
+    return shifted - sums.log()[:, node]
 
 
 def log_prob(input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, depth: int) -> Tensor:
@@ -53,17 +63,12 @@ def log_prob(input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, dep
         ``[N, V]``, in order of word ids: float64 for float64 input, else float32.
     """
     wide = state_dtype(input.dtype)
-    N, (R, _), M = input.shape[0], weight.shape, len(tree.node_rows) - 1
-    b = _branches(tree, R)
+    N, M = input.shape[0], len(tree.node_rows) - 1
+    b = _branches(tree, weight.shape[0])
     with torch.autocast(input.device.type, enabled=False):
         z = linear(input.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
 
-    # Softmax within each node: z - (max + log sum exp(z - max)).
-    index = b.node_of_row.expand(N, R)
-    top = z.new_full((N, M), -torch.inf).scatter_reduce(1, index, z.detach(), "amax")
-    shifted = z - top[:, b.node_of_row]
-    log_sum = z.new_zeros(N, M).index_add(1, b.node_of_row, shifted.exp()).log()
-    softmax = shifted[:, b.row] - log_sum[:, b.owner]
+    softmax = _log_softmax(z, b.node_of_row, M)[:, b.row]
     # Zero where it is not used: 0 * inf there would be NaN, and reach the gradients.
     sigmoid = logsigmoid(torch.where(b.sign == 0, 0, z[:, b.row] * b.sign))
     branch = torch.where(b.sign == 0, softmax, sigmoid)  # [N, E]

@@ -10,7 +10,7 @@ from exactness import assert_close64, assert_exact
 from torch import nn
 from torch.library import opcheck
 from torch.nn.functional import cross_entropy
-from trees import brown_counts, by_paths, mixed, trees, zipf
+from trees import TREES, brown_counts, by_paths, mixed, trees, zipf
 
 import fusedrnn
 from fusedrnn import HierarchicalSoftmax, Hierarchy, _native, softmax
@@ -99,16 +99,16 @@ def test_flat_is_linear_and_cross_entropy(words, dtype, place):
     check_exact(*results, dtype, "loss and gradients")
 
 
-@trees
 @needs_native
-def test_gradcheck(tree):
-    hierarchy = tree()
+@pytest.mark.parametrize("name", ["flat", "huffman-2", "chain", "singletons", "mixed"])
+def test_gradcheck(name):
+    hierarchy = TREES[name]()
     layer, x, target = problem(hierarchy, 6, 3)
-    if hierarchy.words > 200:  # gradcheck perturbs every weight: one of many rows is enough
-        layer.weight.requires_grad_(False)
 
     def function(x, weight, bias):
-        return target_log_prob(x, weight, bias, target, layer._tree(), hierarchy.max_path_rows, 0)
+        return target_log_prob(
+            x, weight, bias, target, layer._tree(), hierarchy.max_path_rows, hierarchy.depth
+        )
 
     with fusedrnn.backend("cpu"):
         assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
@@ -378,16 +378,26 @@ def test_autocast(low, place):
     assert all(g.dtype == torch.float32 for g in grads)
 
 
-@trees
-def test_compile_fullgraph(tree, place):
-    layer, x, target = problem(tree(), 33, 12, dtype=torch.float32, device=place)
+def check_compiled(tree, place, compiler):
     torch.compiler.reset()  # each module is compiled anew: no limit on recompilations is met
-    compiled = torch.compile(layer, fullgraph=True)
+    layer, x, target = problem(tree, 33, 12, dtype=torch.float32, device=place)
+    compiled = torch.compile(layer, fullgraph=True, backend=compiler)
     ours, eager = compiled(x, target), layer(x, target)
     torch.testing.assert_close(ours, eager)
     wrt = [x, *layer.parameters()]
-    grads = [torch.autograd.grad(r.loss, wrt) for r in (ours, eager)]
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*(torch.autograd.grad(r.loss, wrt) for r in (ours, eager)))
+    other = target.flip(0)
+    torch.testing.assert_close(compiled(x, other), layer(x, other))
+
+
+@trees
+def test_one_graph_with_its_backward(tree, place):
+    check_compiled(tree(), place, "aot_eager")
+
+
+@pytest.mark.parametrize("tree", [lambda: Hierarchy.flat(23), mixed], ids=["flat", "mixed"])
+def test_compile_fullgraph(tree, place):
+    check_compiled(tree(), place, "inductor")
 
 
 @needs_native
