@@ -43,7 +43,8 @@ class HierarchicalSoftmax(nn.Module):
         bias: ``[hierarchy.rows]`` or None. Both initialised as those of ``torch.nn.Linear``.
         hierarchy: the hierarchy in use. It is part of the state_dict, as the buffers
             ``hierarchy_<name>`` for each tensor of :meth:`Hierarchy.tensors`, so that a checkpoint
-            says what its rows mean; loading one puts its hierarchy in force.
+            says what its rows mean; loading one puts its hierarchy in force. They never change:
+            ``DistributedDataParallel(..., broadcast_buffers=False)`` saves sending them each step.
 
     Under autocast it behaves as ``Linear`` followed by ``cross_entropy``: input and parameters are
     rounded to autocast's dtype, and outputs are float32.
