@@ -55,7 +55,7 @@ $(INSTALLED): $(ENVIRONMENT) setup.py CMakeLists.txt $(shell find csrc -type f)
 
 # The modules with which the tests reach single C++ units: from the same objects.
 $(TESTABLE): $(INSTALLED)
-	@FUSEDRNN_TESTING=1 $(PY) setup.py -q build_ext --inplace >/dev/null
+	@FUSEDRNN_TESTING=1 $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 $(ENVIRONMENT): pyproject.toml
