@@ -29,8 +29,10 @@ def torch_dir() -> Path | None:
     """The torch package that has the stable-ABI headers: also from inside pip's isolated build."""
     if given := os.environ.get("FUSEDRNN_TORCH_DIR"):
         if not (Path(given) / HEADER).exists():
-            sys.exit(f"FUSEDRNN_TORCH_DIR is {given!r}, which has no {HEADER}; "
-                     "give the directory of an installed torch >= 2.11, or unset it")
+            sys.exit(
+                f"FUSEDRNN_TORCH_DIR is {given!r}, which has no {HEADER}; "
+                "give the directory of an installed torch >= 2.11, or unset it"
+            )
         return Path(given)
     found = [Path(s.origin).parent for s in [find_spec("torch")] if s and s.origin]
     # pip's isolated environment hides site-packages; sysconfig still names the real one.
@@ -48,8 +50,10 @@ def cuda_wanted(torch: Path) -> tuple[bool, str]:
         return False, "FUSEDRNN_CUDA=off"
     if not nvcc:
         if choice == "on":
-            sys.exit("FUSEDRNN_CUDA=on, but there is no nvcc on PATH: install the CUDA toolkit, "
-                     "set CUDACXX, or use FUSEDRNN_CUDA=off")
+            sys.exit(
+                "FUSEDRNN_CUDA=on, but there is no nvcc on PATH: install the CUDA toolkit, "
+                "set CUDACXX, or use FUSEDRNN_CUDA=off"
+            )
         return False, "no nvcc"
     if choice == "on":
         return True, "FUSEDRNN_CUDA=on"
@@ -67,24 +71,33 @@ class Build(build_ext):
         """Configure and build into the package's directory."""
         torch = torch_dir()
         cuda, why = cuda_wanted(torch)
-        say(f"{'CUDA + CPU kernels' if cuda else 'CPU kernels only'} ({why}); torch headers: {torch}")
+        say(
+            f"{'CUDA + CPU kernels' if cuda else 'CPU kernels only'} ({why}); torch headers: {torch}"
+        )
         out = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         tmp = Path(self.build_temp).resolve() / ("cuda" if cuda else "cpu")
         testing = os.environ.get("FUSEDRNN_TESTING") == "1"
-        options = {"FUSEDRNN_TORCH_DIR": torch, "FUSEDRNN_CUDA": "ON" if cuda else "OFF",
-                   "FUSEDRNN_TESTING": "ON" if testing else "OFF",
-                   "CMAKE_LIBRARY_OUTPUT_DIRECTORY": out, "Python_EXECUTABLE": sys.executable}
+        options = {
+            "FUSEDRNN_TORCH_DIR": torch,
+            "FUSEDRNN_CUDA": "ON" if cuda else "OFF",
+            "FUSEDRNN_TESTING": "ON" if testing else "OFF",
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": out,
+            "Python_EXECUTABLE": sys.executable,
+        }
         if archs := os.environ.get("FUSEDRNN_ARCHS"):
             options["FUSEDRNN_ARCHS"] = archs
         if testing:
-            options["pybind11_DIR"] = Path(find_spec("pybind11").origin).parent / "share/cmake/pybind11"
+            options["pybind11_DIR"] = (
+                Path(find_spec("pybind11").origin).parent / "share/cmake/pybind11"
+            )
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         defines = [f"-D{k}={v}" for k, v in options.items()]
         tmp.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cmake", "-S", ROOT, "-B", tmp, *generator, *defines], check=True)
         build = ["cmake", "--build", tmp, "--parallel", str(os.cpu_count() or 2)]
-        log = subprocess.run(build, check=True, text=True, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT).stdout
+        log = subprocess.run(
+            build, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ).stdout
         (tmp / "build.log").write_text(log)
 
     def get_ext_filename(self, fullname: str) -> str:

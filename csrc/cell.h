@@ -21,6 +21,7 @@
 //     s[kStates]   states before the step     out[kStates] states after it
 //     saved[kSaved]                           to be written
 //   backward(saved, s, out, dout, d, ds)
+//     out[1..] states after the step; out[0] is not set (it may have gone through a projection)
 //     dout[kStates] gradients of out          d[kGrads]   to be written
 //     ds[kStates]   the part of the gradients of s that does not pass through W_hh, to be written;
 //                   the kernel adds the product with W_hh to ds[0]
@@ -32,38 +33,4 @@
 //                                    yet known
 //   backward_operand(saved, s, dp, d, ds)   dp is the operand's gradient: completes d, adds to ds
 #pragma once
-#include <cmath>
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define FRNN_HD __host__ __device__ __forceinline__
-#else
-#define FRNN_HD inline
-#endif
-
-// The CPU kernels are compiled once per instruction set. Their copies of everything below must not be
-// merged by the linker (an AVX-512 copy would crash an older machine), hence one namespace for each.
-#ifndef FRNN_ISA
-#define FRNN_ISA base
-#endif
-
-namespace fusedrnn {
-inline namespace FRNN_ISA {
-
-template <class T>
-FRNN_HD T sigmoid(T x) {
-  using std::exp;
-  return T(1) / (T(1) + exp(-x));
-}
-template <class T>
-FRNN_HD T tanh_of(T x) {
-  using std::tanh;
-  return tanh(x);
-}
-template <class T>
-FRNN_HD T relu(T x) {
-  return x < T(0) ? T(0) : x;  // NaN stays NaN, as in torch.relu
-}
-
-}  // namespace FRNN_ISA
-}  // namespace fusedrnn
+#include "activations.h"

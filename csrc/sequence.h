@@ -19,6 +19,7 @@ struct SequenceSizes {
   int64_t T, B, H, P;
   DType dtype;
   bool reverse;
+  int threads;  // CPU only: how many may be used
 };
 
 struct SequenceForward {

@@ -113,5 +113,3 @@ def choose(device: str, limits: dict[str, str | None]) -> tuple[str, str]:
             return name, "; ".join(passed) or "the fastest for this device"
         passed.append(f"not {name}: {reason}")
     raise AssertionError("the reference serves every call")
-
-

@@ -52,5 +52,5 @@ def sequence(
             new = tuple(torch.where(alive, n, s) for n, s in zip(new, states, strict=True))
         states = new
         y[t] = out.to(dtype)
-    inner = torch.stack(states[1:]) if len(states) > 1 else torch.empty_like(c0, dtype=wide)
+    inner = torch.stack(states[1:]) if len(states) > 1 else c0.to(wide)
     return torch.stack(y), states[0].to(dtype), inner.to(dtype)

@@ -42,7 +42,7 @@ inline const void* data(const std::optional<Tensor>& t) {
   return t.has_value() ? t->const_data_ptr() : nullptr;
 }
 
-inline Tensor new_empty(const Tensor& like, std::vector<int64_t> size,
+inline Tensor allocate(const Tensor& like, std::vector<int64_t> size,
                         std::optional<ScalarType> dtype = std::nullopt) {
   return torch::stable::new_empty(like, size, dtype);
 }

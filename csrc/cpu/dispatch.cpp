@@ -1,0 +1,78 @@
+// Picks the instruction set of the CPU kernels, once per process.
+#include <cstdlib>
+#include <stdexcept>
+
+#include "../sequence.h"
+#include "isa.h"
+
+namespace fusedrnn {
+
+#define FRNN_DECLARE(ISA) \
+  namespace ISA {         \
+  const SequenceKernels* sequence_kernels(const char* cell); \
+  }
+FRNN_DECLARE(portable)
+#ifdef FUSEDRNN_HAS_avx2
+FRNN_DECLARE(avx2)
+FRNN_DECLARE(avx512)
+#endif
+#undef FRNN_DECLARE
+
+namespace {
+
+// The levels are those of the x86-64 psABI that CMakeLists.txt compiles for: v3 and v4.
+bool runs_here(Isa which) {
+#ifdef FUSEDRNN_HAS_avx2
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  return which == Isa::portable || (which == Isa::avx2 ? v3 : v4);
+#else
+  return which == Isa::portable;
+#endif
+}
+
+Isa choose() {
+  const char* asked = std::getenv("FUSEDRNN_CPU_ISA");
+  for (Isa which : {Isa::avx512, Isa::avx2, Isa::portable}) {
+    if (asked ? std::string(asked) != isa_name(which) : !runs_here(which)) continue;
+    if (runs_here(which)) return which;
+    throw std::runtime_error("FUSEDRNN_CPU_ISA=" + std::string(asked) +
+                             " cannot run on this machine or is not in this build; compiled: " +
+                             compiled_isas() + "; unset it to let the library choose");
+  }
+  throw std::runtime_error("FUSEDRNN_CPU_ISA=" + std::string(asked) +
+                           " is unknown; it must be portable, avx2 or avx512");
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa chosen = choose();
+  return chosen;
+}
+
+const char* isa_name(Isa which) {
+  return which == Isa::avx512 ? "avx512" : which == Isa::avx2 ? "avx2" : "portable";
+}
+
+std::string compiled_isas() {
+#ifdef FUSEDRNN_HAS_avx2
+  return "portable, avx2, avx512";
+#else
+  return "portable";
+#endif
+}
+
+const SequenceKernels* find_cpu_sequence(const char* cell) {
+#ifdef FUSEDRNN_HAS_avx2
+  if (isa() == Isa::avx512) return avx512::sequence_kernels(cell);
+  if (isa() == Isa::avx2) return avx2::sequence_kernels(cell);
+#endif
+  return portable::sequence_kernels(cell);
+}
+
+}  // namespace fusedrnn

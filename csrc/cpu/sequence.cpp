@@ -1,0 +1,79 @@
+// The CPU sequence kernels of every cell and dtype. Compiled once per instruction set (FRNN_ISA).
+#include <omp.h>
+
+#include "../cells.h"
+#include "backward.h"
+#include "isa.h"
+
+namespace fusedrnn {
+inline namespace FRNN_ISA {
+
+constexpr const char* kNoMemory = "out of memory for the CPU sequence kernel's buffers";
+
+// A worker per this many multiply-adds of one step: below that a barrier costs more than it saves.
+constexpr int64_t kWorkPerThread = 32768;
+
+int workers(const SequenceSizes& n, int gates) {
+  const int64_t most = n.B * n.H * n.P * gates / kWorkPerThread;
+  return int(most < 1 ? 1 : most < n.threads ? most : n.threads);
+}
+
+template <class Pass>
+const char* run(Pass&& pass, int threads) {
+  if (!pass.allocated()) return kNoMemory;
+  if (threads == 1) {
+    pass.run(Worker{0, 1});
+    return nullptr;
+  }
+#pragma omp parallel num_threads(threads)
+  pass.run(Worker{omp_get_thread_num(), omp_get_num_threads()});
+  return nullptr;
+}
+
+template <class Cell, class D>
+const char* forward_as(const SequenceForward& a) {
+  const int threads = workers(a.n, Cell::kGates);
+  return a.saved ? run(ForwardPass<Cell, D, true>(a), threads)
+                 : run(ForwardPass<Cell, D, false>(a), threads);
+}
+
+template <class Cell>
+const char* forward(const SequenceForward& a, void*, void*) {
+  switch (a.n.dtype) {
+    case DType::f64: return forward_as<Cell, double>(a);
+    case DType::f32: return forward_as<Cell, float>(a);
+    case DType::bf16: return forward_as<Cell, bf16>(a);
+    case DType::f16: return forward_as<Cell, f16>(a);
+  }
+  return "unknown dtype";
+}
+
+template <class Cell>
+const char* backward(const SequenceBackward& a, void*, void*) {
+  const int threads = workers(a.n, Cell::kGates);
+  switch (a.n.dtype) {
+    case DType::f64: return run(BackwardPass<Cell, double>(a), threads);
+    case DType::f32: return run(BackwardPass<Cell, float>(a), threads);
+    case DType::bf16: return run(BackwardPass<Cell, bf16>(a), threads);
+    case DType::f16: return run(BackwardPass<Cell, f16>(a), threads);
+  }
+  return "unknown dtype";
+}
+
+size_t no_workspace(const SequenceSizes&, bool) { return 0; }
+
+const SequenceKernels kKernels[] = {
+#define X(...) \
+  {__VA_ARGS__::kName, forward<__VA_ARGS__>, backward<__VA_ARGS__>, no_workspace},
+    FRNN_FOR_EACH_CELL(X)
+#undef X
+};
+
+const SequenceKernels* sequence_kernels(const char* cell) {
+  for (const SequenceKernels& k : kKernels)
+    if (std::strcmp(k.cell, cell) == 0) return &k;
+  return nullptr;
+}
+
+}  // namespace FRNN_ISA
+}  // namespace fusedrnn
