@@ -1,3 +1,21 @@
 """Fused recurrent networks and hierarchical softmax for PyTorch."""
 
+from . import init
+from ._backend import backend
+from .cell_modules import GRUCell, LSTMCell, RNNCell
+from .convert import convert
+from .modules import GRU, LSTM, RNN
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "RNN",
+    "RNNCell",
+    "backend",
+    "convert",
+    "init",
+]

@@ -165,7 +165,7 @@ def _weight_grad(
     reverse: bool,
     saved: Tensor,
 ) -> Tensor:
-    """dU = sum over steps of (h-gradients)^T (what met U): [G*H, P]."""
+    """DU = sum over steps of (h-gradients)^T (what met U): [G*H, P]."""
     rows = []
     for gate, index in enumerate(cell.h_grad):
         d = grads[:, :, index]  # [T, B, H]
@@ -189,7 +189,7 @@ def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _bias_grad(cell: Cell, grads: Tensor) -> Tensor:
-    """db = sum over steps and rows of the h-gradients: [G*H]."""
+    """Db = sum over steps and rows of the h-gradients: [G*H]."""
     total = grads.flatten(0, 1).sum(0)  # [D, H]
     return torch.cat([total[index] for index in cell.h_grad])
 

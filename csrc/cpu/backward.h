@@ -154,24 +154,24 @@ class BackwardPass {
 #pragma omp simd
     for (int64_t l = 0; l < n; ++l) {
       A saved[K], s[S], out[S], dout[S], d[N] = {}, ds[S];
-      for (int k = 0; k < K; ++k) saved[k] = load(v.saved[k * H_ + l]);
+      each<K>([&](auto k) FRNN_INLINE { saved[k] = load(v.saved[k * H_ + l]); });
       s[0] = v.h ? load(v.h[l]) : A(0);
       out[0] = A(0);
       dout[0] = total[l];
-      for (int k = 1; k < S; ++k) {
+      each<S, 1>([&](auto k) FRNN_INLINE {
         s[k] = v.inner[(k - 1) * BH + l];
         out[k] = v.inner_after[(k - 1) * BH + l];
         dout[k] = dc_j[(k - 1) * BH + l];
-      }
+      });
       Cell::backward(saved, s, out, dout, d, ds);
       if (direct_h) direct_h[l] = ds[0];
-      for (int k = 1; k < S; ++k) dc_j[(k - 1) * BH + l] = ds[k];
-      for (int g = 0; g < N2; ++g) second_j[g * H_ + l] = d[Cell::h_grad(N1 + g)];
+      each<S, 1>([&](auto k) FRNN_INLINE { dc_j[(k - 1) * BH + l] = ds[k]; });
+      each<N2>([&](auto g) FRNN_INLINE { second_j[g * H_ + l] = d[Cell::h_grad(N1 + g)]; });
       if constexpr (N2 > 0) {
-        for (int k = 0; k < N; ++k) partial_j[k * H_ + l] = d[k];
+        each<N>([&](auto k) FRNN_INLINE { partial_j[k * H_ + l] = d[k]; });
       } else {
-        for (int g = 0; g < N1; ++g) now_j[g * H_ + l] = d[Cell::h_grad(g)];
-        for (int k = 0; k < N; ++k) store(grads[k * H_ + l], d[k]);
+        each<N1>([&](auto g) FRNN_INLINE { now_j[g * H_ + l] = d[Cell::h_grad(g)]; });
+        each<N>([&](auto k) FRNN_INLINE { store(grads[k * H_ + l], d[k]); });
       }
     }
   }
@@ -189,14 +189,14 @@ class BackwardPass {
 #pragma omp simd
     for (int64_t l = 0; l < n; ++l) {
       A saved[K], s[S] = {}, d[N], ds[S] = {};
-      for (int k = 0; k < K; ++k) saved[k] = load(v.saved[k * H_ + l]);
+      each<K>([&](auto k) FRNN_INLINE { saved[k] = load(v.saved[k * H_ + l]); });
       s[0] = load(v.h[l]);
-      for (int k = 0; k < N; ++k) d[k] = partial_j[k * H_ + l];
+      each<N>([&](auto k) FRNN_INLINE { d[k] = partial_j[k * H_ + l]; });
       ds[0] = direct_h[l];
       Cell::backward_operand(saved, s, c[l], d, ds);
       direct_h[l] = ds[0];
-      for (int g = 0; g < N1; ++g) now_j[g * H_ + l] = d[Cell::h_grad(g)];
-      for (int k = 0; k < N; ++k) store(grads[k * H_ + l], d[k]);
+      each<N1>([&](auto g) FRNN_INLINE { now_j[g * H_ + l] = d[Cell::h_grad(g)]; });
+      each<N>([&](auto k) FRNN_INLINE { store(grads[k * H_ + l], d[k]); });
     }
   }
 

@@ -129,19 +129,19 @@ class ForwardPass {
 #pragma omp simd
     for (int64_t l = 0; l < n; ++l) {
       A x[G], u[G], s[S], out[S], saved[K];
-      for (int g = 0; g < G; ++g) {
+      each<G>([&](auto g) FRNN_INLINE {
         x[g] = load(gx[g * H_ + l]);
         u[g] = g < N1 && N2 ? A(0) : c[(g - (N2 ? N1 : 0)) * units + l] + bias_j[g * H_ + l];
-      }
-      for (int k = 0; k < S; ++k) s[k] = state[k * BH + l];
+      });
+      each<S>([&](auto k) FRNN_INLINE { s[k] = state[k * BH + l]; });
       if constexpr (N2 > 0)
-        for (int k = 0; k < K; ++k) saved[k] = old[k * H_ + l];
+        each<K>([&](auto k) FRNN_INLINE { saved[k] = old[k * H_ + l]; });
       Cell::forward(x, u, s, out, saved);
-      for (int k = 0; k < S; ++k) state[k * BH + l] = out[k];
+      each<S>([&](auto k) FRNN_INLINE { state[k * BH + l] = out[k]; });
       to_h[l] = rounded<D>(out[0]);
       if constexpr (Save) {
-        for (int k = 0; k < K; ++k) store(save[k * H_ + l], saved[k]);
-        for (int k = 1; k < S; ++k) cells[(k - 1) * BH + l] = out[k];
+        each<K>([&](auto k) FRNN_INLINE { store(save[k * H_ + l], saved[k]); });
+        each<S, 1>([&](auto k) FRNN_INLINE { cells[(k - 1) * BH + l] = out[k]; });
       }
     }
     if (!a.weight_hr)
@@ -162,11 +162,11 @@ class ForwardPass {
 #pragma omp simd
     for (int64_t l = 0; l < n; ++l) {
       A x[G], u[G] = {}, s[S], saved[K] = {};
-      for (int g = 0; g < G; ++g) x[g] = load(gx[g * H_ + l]);
-      for (int g = 0; g < N1; ++g) u[g] = c[g * w1.units + l] + bias_j[g * H_ + l];
-      for (int k = 0; k < S; ++k) s[k] = state[k * BH + l];
+      each<G>([&](auto g) FRNN_INLINE { x[g] = load(gx[g * H_ + l]); });
+      each<N1>([&](auto g) FRNN_INLINE { u[g] = c[g * w1.units + l] + bias_j[g * H_ + l]; });
+      each<S>([&](auto k) FRNN_INLINE { s[k] = state[k * BH + l]; });
       to[l] = rounded<D>(Cell::operand(x, u, s, saved));
-      for (int k = 0; k < K; ++k) keep[k * H_ + l] = saved[k];
+      each<K>([&](auto k) FRNN_INLINE { keep[k * H_ + l] = saved[k]; });
     }
   }
 

@@ -8,6 +8,7 @@
 // number of threads: same input, same bits.
 #pragma once
 #include <cstdlib>
+#include <type_traits>
 
 #include "types.h"
 
@@ -47,6 +48,17 @@ class Buffer {
  private:
   A* data_;
 };
+
+// f(I), ..., f(N - 1), unrolled from the start: a plain loop over a cell's arrays is unrolled too late
+// for GCC 12 to keep them in registers, and the loop over units around it then stays scalar.
+#define FRNN_INLINE __attribute__((always_inline))
+template <int N, int I = 0, class F>
+inline FRNN_INLINE void each(F&& f) {
+  if constexpr (I < N) {
+    f(std::integral_constant<int, I>{});
+    each<N, I + 1>(f);
+  }
+}
 
 // One thread's share of a call.
 struct Worker {

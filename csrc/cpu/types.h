@@ -9,17 +9,6 @@
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-inline uint32_t bits_of(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return u;
-}
-inline float float_of(uint32_t u) {
-  float x;
-  std::memcpy(&x, &u, 4);
-  return x;
-}
-
 struct bf16 {
   uint16_t bits;
 };

@@ -8,7 +8,7 @@ from ._base import Cell
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
 ) -> tuple[Tensor, ...]:
-    """n = tanh(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
+    """N = tanh(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
     (h,) = states
     u = recur(h)
     r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])

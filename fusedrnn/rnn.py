@@ -1,0 +1,119 @@
+"""Layers, directions, lengths and packing: the one road from a module to the sequence op."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, linear
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import ops
+from .cells import Cell
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters of one direction of one layer, in torch.nn's shapes."""
+
+    weight_ih: Tensor  # [G*H, I]
+    weight_hh: Tensor  # [G*H, P]
+    bias_ih: Tensor | None = None  # [G*H]
+    bias_hh: Tensor | None = None  # [G*H]
+    weight_hr: Tensor | None = None  # [P, H]
+
+    def to(self, dtype: torch.dtype) -> "Weights":
+        """The same in another dtype (autocast)."""
+        fields = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
+        return Weights(*(None if t is None else t.to(dtype) for t in fields))
+
+
+def run(
+    cell: Cell,
+    x: Tensor,
+    states: tuple[Tensor, ...],
+    layers: list[tuple[Weights, ...]],
+    lengths: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run stacked layers, each of one or two directions, over ``x``.
+
+    Args:
+        cell: which recurrence.
+        x: ``[T, B, I]``.
+        states: the first state ``[L*D, B, P]``, then the others ``[L*D, B, H]``; layer by layer, and
+            within a layer the forward direction first, as torch.nn orders them.
+        layers: the weights, one tuple a layer with one entry a direction.
+        lengths: int64 ``[B]`` on the device of ``x``, or None.
+        dropout_p: dropout on the output of every layer but the last.
+
+    Returns:
+        y ``[T, B, D*P]`` and the final states, shaped as ``states``.
+    """
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        # What cuDNN's and oneDNN's layers do: everything in autocast's dtype, results too.
+        dtype = torch.get_autocast_dtype(device_type)
+        if dtype != x.dtype or any(s.dtype != dtype for s in states):
+            x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
+        layers = [tuple(w.to(dtype) for w in layer) for layer in layers]
+    h, inner = states[0], states[1:]
+    finals: list[tuple[Tensor, Tensor]] = []
+    for number, layer in enumerate(layers):
+        if number and dropout_p:
+            x = dropout(x, dropout_p)
+        outputs = []
+        for direction, w in enumerate(layer):
+            index = number * len(layer) + direction
+            gx = linear(x, w.weight_ih, w.bias_ih)  # one product for all steps
+            c0 = torch.stack([s[index] for s in inner]) if inner else h.new_empty(0, *h.shape[1:])
+            y, hn, cn = ops.sequence(
+                cell, gx, w.weight_hh, w.bias_hh, w.weight_hr, h[index], c0, lengths, direction == 1
+            )
+            outputs.append(y)
+            finals.append((hn, cn))
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    hn = torch.stack([f[0] for f in finals])
+    return x, (hn, *(torch.stack([f[1][k] for f in finals]) for k in range(len(inner))))
+
+
+def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """The padded ``[T, B, I]`` tensor and the lengths, in the batch's original order."""
+    x, lengths = pad_packed_sequence(packed)
+    return x, lengths
+
+
+def pack(y: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
+    """Pack ``y`` ``[T, B, *]`` as ``like`` is packed."""
+    if like.sorted_indices is not None:
+        y = y.index_select(1, like.sorted_indices)
+        lengths = lengths[like.sorted_indices.to(lengths.device)]
+    data = pack_padded_sequence(y, lengths).data
+    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+
+
+def checked_lengths(lengths: object, x: Tensor, batch: int, steps: int) -> Tensor:
+    """``lengths=`` as an int64 tensor on the device of ``x``; refuse what is not a length.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not one for each row, or outside 1..T.
+    """
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+    if lengths.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"lengths has dtype {lengths.dtype}; it must hold integers (torch.int64): "
+            "use lengths.long()"
+        )
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"lengths has shape {tuple(lengths.shape)}; it must hold one length for each of the "
+            f"{batch} rows of the batch"
+        )
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 1 or high > steps:
+            raise ValueError(
+                f"lengths range from {low} to {high}; each must be in 1..{steps}, the number of steps"
+            )
+    return lengths.to(x.device, torch.int64, non_blocking=True)
