@@ -112,7 +112,8 @@ def on_host(monkeypatch):
 def test_against_float64(on_host, cell, case, dtype):
     tensors = inputs(cell, case, dtype)
     theirs = run(plain, cell, case, tensors, dtype)
-    check(run(sequence, cell, case, tensors, dtype), truth(cell, case, tensors), theirs, dtype)
+    true = truth(cell, case, tensors)
+    check(run(sequence, cell, case, tensors, dtype), true, theirs, dtype, cell.name)
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -19,9 +19,9 @@ namespace cuda {
 
 constexpr int kThreads = 128, kRows = 32, kUnits = 16, kDepth = 32;
 
-// CTAs that an SM must be able to hold: 128 registers a thread, and 255 in double.
+// CTAs that an SM must be able to hold, so that 168 registers a thread are the limit, 255 in double.
 template <class Data>
-constexpr int kCtas = sizeof(Wide<Data>) == 8 ? 2 : 4;
+constexpr int kCtas = sizeof(Wide<Data>) == 8 ? 2 : 3;
 
 enum class Weights { rows, cols };
 
