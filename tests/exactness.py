@@ -15,7 +15,9 @@ def error(value: Tensor, truth: Tensor) -> float:
     return float(difference / truth.detach().double().norm().clamp_min(1e-30).cpu())
 
 
-def assert_exact(ours: object, torchs: object, truth: object, dtype: torch.dtype, what: str) -> None:
+def assert_exact(
+    ours: object, torchs: object, truth: object, dtype: torch.dtype, what: str
+) -> None:
     """Apply the rule to each tensor of three like structures."""
     triples = list(zip(tree_leaves(ours), tree_leaves(torchs), tree_leaves(truth), strict=True))
     assert triples

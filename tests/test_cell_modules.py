@@ -87,7 +87,11 @@ def test_repr_copy_pickle_state_dict():
         (lambda c: c(torch.randn(2, 5), torch.randn(3, 7)), RuntimeError, r"hx\[0\] of shape"),
         (lambda c: c(torch.randn(2, 5), torch.randn(2, 6)), RuntimeError, r"hx\[0\] of shape"),
         (lambda c: c(torch.randn(2, 5).double()), RuntimeError, "input has dtype torch.float64"),
-        (lambda c: c(torch.randn(2, 5), torch.randn(2, 7).half()), RuntimeError, r"hx\[0\] has dtype"),
+        (
+            lambda c: c(torch.randn(2, 5), torch.randn(2, 7).half()),
+            RuntimeError,
+            r"hx\[0\] has dtype",
+        ),
     ],
 )
 def test_bad_input(call, error, message):
