@@ -105,7 +105,9 @@ def run(function: Run, cell: Cell, case: Case, tensors: Result, dtype: torch.dty
     weights = [torch.randn(o.shape, generator=random).to(device, dtype) for o in outputs]
     pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.numel()]
     present = {name: t for name, t in leaves.items() if t is not None and t.numel()}
-    grads = torch.autograd.grad([o for o, _ in pairs], list(present.values()), [w for _, w in pairs])
+    grads = torch.autograd.grad(
+        [o for o, _ in pairs], list(present.values()), [w for _, w in pairs]
+    )
     result = dict(zip(("y", "hn", "cn"), (o.detach() for o in outputs), strict=True))
     return result | {f"d{name}": g for name, g in zip(present, grads, strict=True)}
 

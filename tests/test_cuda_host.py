@@ -17,7 +17,9 @@ host = pytest.importorskip(
     reason="no fusedrnn_cuda_host: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace builds it",
 )
 
-GUARD = 64  # elements around each tensor: NaN before the call; a change there is a write out of bounds
+GUARD = (
+    64  # elements around each tensor: NaN before the call; a change there is a write out of bounds
+)
 
 
 def guarded(size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,12 @@ class Host:
         self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, lengths, reverse, saved, cells
     ):
         given = {"dy": dy, "dhn": dhn, "dcn": dcn, "y": y, "h0": h0, "c0": c0, "saved": saved}
-        given |= {"weight_hh": weight_hh, "weight_hr": weight_hr, "lengths": lengths, "cells": cells}
+        given |= {
+            "weight_hh": weight_hh,
+            "weight_hr": weight_hr,
+            "lengths": lengths,
+            "cells": cells,
+        }
         record, dtype, (T, B, P) = CELLS[cell], y.dtype, y.shape
         H = weight_hh.shape[0] // len(record.gates)
         made = {"grads": ((T, B, record.grads, H), dtype), "dh0": ((B, P), dtype)}

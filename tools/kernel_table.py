@@ -2,7 +2,7 @@
 
     kernel_table.py compile --archs "80 90a" -o docs/kernel-table.md    compiles csrc/cuda/*.cu itself
     kernel_table.py record nvcc ... -o x.o     runs a compiler, keeps its messages in x.o.ptxas
-    kernel_table.py gather DIR -o FILE         the table of all *.ptxas files under DIR
+    kernel_table.py gather DIR --nvcc 13.0.88 -o FILE     the table of all *.ptxas files under DIR
 
 The build records and gathers (CMakeLists.txt); tests/test_cuda_compile.py compiles and compares with
 the committed docs/kernel-table.md. Needs no GPU.
@@ -107,7 +107,16 @@ def compile_kernels(archs: tuple[str, ...], jobs: int = 2) -> list[Kernel]:
 
     def one(source: Path, arch: str, out: str) -> str:
         code = ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-        command = ["nvcc", "-std=c++17", "-O3", "-DNDEBUG", "-Xptxas=-v", *code, "-cubin", str(source)]
+        command = [
+            "nvcc",
+            "-std=c++17",
+            "-O3",
+            "-DNDEBUG",
+            "-Xptxas=-v",
+            *code,
+            "-cubin",
+            str(source),
+        ]
         command += ["-o", f"{out}/{source.stem}.{arch}.cubin"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -165,16 +174,19 @@ def main() -> int:
     compiling.add_argument("--jobs", type=int, default=2)
     gathering = commands.add_parser("gather")
     gathering.add_argument("directory", type=Path)
+    gathering.add_argument(
+        "--nvcc", required=True, metavar="VERSION", help="of the compiler that ran"
+    )
     for sub in (compiling, gathering):
         sub.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    if (version := nvcc_version()) is None:
-        sys.exit("kernel_table: there is no nvcc on PATH; install the CUDA toolkit")
-    if options.command == "compile":
-        kernels = compile_kernels(tuple(options.archs.split()), options.jobs)
-    else:
+    if options.command == "gather":
         logs = sorted(options.directory.rglob("*.ptxas"))
-        kernels = [kernel for log in logs for kernel in parse(log.read_text())]
+        kernels, version = [k for log in logs for k in parse(log.read_text())], options.nvcc
+    elif (version := nvcc_version()) is None:
+        sys.exit("kernel_table: there is no nvcc on PATH; install the CUDA toolkit")
+    else:
+        kernels = compile_kernels(tuple(options.archs.split()), options.jobs)
     options.output.write_text(to_markdown(kernels, version))
     return 0
 
