@@ -1,7 +1,8 @@
-"""Problems for one kernel: every cell, option and dtype at sizes on both sides of every tile border.
+"""Problems for one kernel: every cell, option and dtype, sizes on both sides of tile borders.
 
-The error rule (exactness.py) needs torch's own operator, and torch has none for one direction of an
-arbitrary cell: here it is the same equations as torch operators in the data's own dtype, step by step.
+The error rule (exactness.py) needs torch's own operator, and torch has none for one direction of
+an arbitrary cell: here it is the same equations as torch operators in the data's own dtype, step by
+step.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ Run = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """One direction of one layer. ``P``: the projection's size; ``lengths``: of each row, or None."""
+    """One direction of one layer. ``P``: the projection's size, ``lengths`` each row's."""
 
     T: int
     B: int
@@ -39,7 +40,7 @@ class Case:
         return "-".join([f"T{self.T}", f"B{self.B}", f"H{self.H}", *extras])
 
 
-# Sizes on both sides of every tile border (32 rows, 16 units, 32 deep), 16-byte aligned rows and not.
+# Sizes on both sides of the tile borders (32 rows, 16 units, 32 deep); rows aligned or not.
 PLAIN = (
     Case(T=1, B=1, H=1),
     Case(T=4, B=7, H=7),
@@ -69,7 +70,7 @@ def cases(names: tuple[str, ...] = tuple(CELLS)) -> list:
 
 
 def inputs(cell: Cell, case: Case, dtype: torch.dtype, device: str = "cpu") -> Result:
-    """Random arguments of ``ops.sequence`` but the cell, lengths and direction; weights as torch.nn's."""
+    """Random tensors for ``ops.sequence``, in its order; weights scaled as torch.nn's."""
     random = torch.Generator().manual_seed(case.T * 1009 + case.B * 101 + case.H)
     G, S, H, P = len(cell.gates), len(cell.states), case.H, case.P or case.H
 
@@ -79,7 +80,7 @@ def inputs(cell: Cell, case: Case, dtype: torch.dtype, device: str = "cpu") -> R
 
     gx, gain = normal(case.T, case.B, G * H), 1.0
     if cell.name == "rnn_relu":
-        # Its derivative jumps at 0, where the last bit would decide; keep the preactivations off it.
+        # Its derivative jumps at 0, where the last bit would decide: keep off it.
         gx, gain = gx + 4 * gx.sign(), 0.25
     return {
         "gx": gx,
@@ -123,7 +124,7 @@ def plain(
     lengths: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same sequence as torch operators in the data's own dtype, step by step, as ATen does it."""
+    """The same sequence as torch operators in the data's own dtype, step by step."""
     gates, T = len(cell.gates), gx.shape[0]
     H = weight_hh.shape[0] // gates
 

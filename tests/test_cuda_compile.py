@@ -22,7 +22,7 @@ SOURCES = kernel_table.ROOT / "csrc/cuda"
 needs_nvcc = pytest.mark.skipif(VERSION is None, reason="no nvcc on PATH (the CUDA toolkit)")
 COMMITTED = kernel_table.read_markdown((ROOT / "docs/kernel-table.md").read_text())
 
-# __launch_bounds__(128, 3) and, for double, (128, 2): an SM has 65536 registers, a thread at most 255.
+# __launch_bounds__(128, 3), for double (128, 2): an SM has 65536 registers, a thread at most 255.
 REGISTERS = {"float64": 255, "float32": 168, "bfloat16": 168, "float16": 168}
 STATIC_SHARED = 48 << 10
 

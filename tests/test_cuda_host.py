@@ -1,7 +1,7 @@
-"""The CUDA sequence kernels, run on the host: csrc/testing/cuda_host.h makes each CUDA thread a fiber.
+"""The CUDA sequence kernels on the host: csrc/testing/cuda_host.h makes each CUDA thread a fiber.
 
-Shows that indices, tiles, barriers and equations are right. Shows nothing of a real GPU's memory model
-or compiler: tests/test_gpu.py does.
+Shows that indices, tiles, barriers and equations are right. Shows nothing of a real GPU's memory
+model or compiler: tests/test_gpu.py does.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from fusedrnn.reference import state_dtype
 
 host = pytest.importorskip(
     "fusedrnn.fusedrnn_cuda_host",
-    reason="no fusedrnn_cuda_host: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace builds it",
+    reason="not built: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace",
 )
 
 GUARD = (
@@ -125,7 +125,7 @@ def test_against_float64(on_host, cell, case, dtype):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_order_of_threads_and_ctas_does_not_matter(on_host, name):
-    """A missing barrier, or CTAs of one launch that read each other's results, would change bits."""
+    """A missing barrier, or CTAs that read each other's results, would change bits."""
     case = Case(T=3, B=33, H=35, lengths=(1, 3, 2) * 11, P=19 if name == "lstm" else None)
     tensors = inputs(CELLS[name], case, torch.float32)
     results = []

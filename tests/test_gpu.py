@@ -1,8 +1,9 @@
 """What only a GPU can show: the CUDA and Triton kernels against float64, CUDA graphs, streams.
 
-Every test also runs on the CPU, so that it cannot fail on the card for a mistake in the test itself:
-there a "graph" is the function and a "stream" nothing. Most other test files have these backends too
-(conftest.py); this one is what a GPU must pass before docs/gpu-status.md may say that a kernel ran.
+Every test also runs on the CPU, so that it cannot fail on the card for a mistake in the test
+itself: there a "graph" is the function and a "stream" nothing. Most other test files have these
+backends too (conftest.py); this is what a GPU must pass before docs/gpu-status.md may say that a
+kernel ran.
 """
 
 from contextlib import nullcontext
@@ -144,17 +145,3 @@ def test_compile_equals_eager(name, device):
         results.append([y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))])
     for eager, traced in zip(*results, strict=True):
         torch.testing.assert_close(traced, eager)
-
-
-def test_a_missing_stream_symbol_would_show():
-    """On a GPU, work goes to the current stream: a result that is read there is already there."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    cell = CELLS["lstm"]
-    tensors = inputs(cell, BIG, torch.float32, device)
-    expected = ops.sequence(cell, *tensors.values())[0].clone()
-    with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext():
-        if device == "cuda":
-            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
-        for _ in range(10):
-            y = ops.sequence(cell, *tensors.values())[0]
-            assert torch.equal(y, expected)

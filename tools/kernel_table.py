@@ -1,11 +1,11 @@
 """Registers, spills, stack and shared memory of every CUDA kernel, from what ptxas says.
 
-    kernel_table.py compile --archs "80 90a" -o docs/kernel-table.md    compiles csrc/cuda/*.cu itself
+    kernel_table.py compile --archs "80 90a" -o FILE     compiles csrc/cuda/*.cu itself
     kernel_table.py record nvcc ... -o x.o     runs a compiler, keeps its messages in x.o.ptxas
     kernel_table.py gather DIR --nvcc 13.0.88 -o FILE     the table of all *.ptxas files under DIR
 
-The build records and gathers (CMakeLists.txt); tests/test_cuda_compile.py compiles and compares with
-the committed docs/kernel-table.md. Needs no GPU.
+The build records and gathers (CMakeLists.txt); tests/test_cuda_compile.py compiles and compares
+with the committed docs/kernel-table.md. Needs no GPU.
 """
 
 import argparse
@@ -27,9 +27,9 @@ DTYPES = {
 }
 HEAD = """# What the compiler says of every CUDA kernel
 
-Written by `python tools/kernel_table.py compile -o docs/kernel-table.md`; a test compares it with the
-compiler. Registers a thread, by architecture; static shared memory in bytes. "Spilled" adds spill
-stores, spill loads and stack over all architectures: 0 means that everything stays in registers.
+Written by `python tools/kernel_table.py compile -o docs/kernel-table.md`; a test compares it with
+the compiler. Registers a thread, by architecture; static shared memory in bytes. "Spilled" adds
+spill stores, spill loads and stack over all architectures: 0 means that all stays in registers.
 
 """
 
