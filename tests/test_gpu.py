@@ -82,8 +82,8 @@ def test_capture_and_replay(name, bidirectional, device):
         with torch.no_grad():
             x.copy_(torch.randn(5, 3, 7))
         expected = [t.clone() for t in graph.work()]
-        got = graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        # Not bit for bit: cuBLAS may choose another kernel for the x-projection under capture.
+        torch.testing.assert_close(graph.replay(), expected)
 
 
 @pytest.mark.parametrize("name", CELLS)

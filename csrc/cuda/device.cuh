@@ -62,10 +62,11 @@ __device__ inline void round_to(__half& to, float v) { to = __float2half_rn(v); 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #ifndef FUSEDRNN_CUDA_HOST
-// Returns null or what is wrong. The launch's own code, not cudaGetLastError's, which may be another
-// call's; that one is cleared, so that nobody reports this error a second time.
+// Returns null or what is wrong. The launch's own code, not cudaGetLastError's, which may be
+// another call's; that one is cleared, so that nobody reports this error a second time.
 template <class... P, class... A>
-const char* launch(void (*kernel)(P...), int64_t ctas, int threads, cudaStream_t stream, A... args) {
+const char* launch(void (*kernel)(P...), int64_t ctas, int threads, cudaStream_t stream,
+                   A... args) {
   if (ctas > 0x7fffffff) return "the problem needs more than 2^31 - 1 CTAs in one launch";
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(ctas));

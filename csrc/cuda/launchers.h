@@ -1,5 +1,6 @@
-// The stepwise launchers of one cell and dtype. Instantiated in sequence_<dtype>.cu, one file a dtype so
-// that the four compile side by side; gathered in sequence.cpp, which needs no CUDA header.
+// The stepwise launchers of one cell and dtype. Instantiated in sequence_<dtype>.cu, one file a
+// dtype so that the four compile side by side; gathered in sequence.cpp, which needs no CUDA
+// header.
 #pragma once
 #include "../cells.h"
 #include "../sequence.h"

@@ -1,13 +1,14 @@
-// The product inside every stepwise kernel: sums[m, g, n] = sum over s, k of a_s[m, k] * w_s(g, n, k)
+// The product inside every stepwise kernel:
+//   sums[m, g, n] = sum over s, k of a_s[m, k] * w_s(g, n, k)
 //
 // A CTA of 128 threads owns kRows batch rows x kUnits units x all gates of these units, so that the
-// gate maths can follow in the same launch. Plain FMA in the wide type; tiles of depth kDepth go from
-// global memory through registers (the next tile is on its way while this one is multiplied) to shared
-// memory. The order of every sum is fixed by the sizes alone: same input, same bits.
+// gate maths can follow in the same launch. Plain FMA in the wide type; tiles of depth kDepth go
+// from global memory through registers (the next tile is on its way while this one is multiplied)
+// to shared memory. The order of every sum is fixed by the sizes alone: same input, same bits.
 //
-// A thread multiplies 4 rows by 4 (gate, unit) pairs per k: 8 loads from shared memory for 16 products.
-// With fewer gates than 4 it takes more units instead, and the threads that this frees split k; their
-// partial sums meet in shared memory, where they are added in the order of k.
+// A thread multiplies 4 rows by 4 (gate, unit) pairs per k: 8 loads from shared memory for 16
+// products. With fewer gates than 4 it takes more units instead, and the threads that this frees
+// split k; their partial sums meet in shared memory, where they are added in the order of k.
 //
 //   Weights::rows   w_s(g, n, k) = w_s[g * units + n, k]     forward: k is contiguous
 //   Weights::cols   w_s(0, n, k) = w_s[k, n]                 backward: n is contiguous
@@ -19,7 +20,8 @@ namespace cuda {
 
 constexpr int kThreads = 128, kRows = 32, kUnits = 16, kDepth = 32;
 
-// CTAs that an SM must be able to hold, so that 168 registers a thread are the limit, 255 in double.
+// CTAs that an SM must be able to hold, so that 168 registers a thread are the limit, 255 in
+// double.
 template <class Data>
 constexpr int kCtas = sizeof(Wide<Data>) == 8 ? 2 : 3;
 
@@ -231,8 +233,8 @@ struct Product {
     __syncthreads();
   }
 
-  // f(row, unit, sums) for each (row, unit) of this thread, neighbours in a warp being neighbours in
-  // unit. sums[g] belongs to gate g.
+  // f(row, unit, sums) for each (row, unit) of this thread, neighbours in a warp being neighbours
+  // in unit. sums[g] belongs to gate g.
   template <class F>
   static __device__ void each(const Shared& shared, const Place& at, F f) {
     for (int i = threadIdx.x; i < kRows * kUnits; i += kThreads) {

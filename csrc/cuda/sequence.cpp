@@ -12,10 +12,14 @@ using cuda::Stepwise;
 template <class Cell, class F>
 auto with_dtype(DType dtype, F call) {
   switch (dtype) {
-    case DType::f64: return call(Stepwise<Cell, DType::f64>());
-    case DType::f32: return call(Stepwise<Cell, DType::f32>());
-    case DType::bf16: return call(Stepwise<Cell, DType::bf16>());
-    case DType::f16: break;
+    case DType::f64:
+      return call(Stepwise<Cell, DType::f64>());
+    case DType::f32:
+      return call(Stepwise<Cell, DType::f32>());
+    case DType::bf16:
+      return call(Stepwise<Cell, DType::bf16>());
+    case DType::f16:
+      break;
   }
   return call(Stepwise<Cell, DType::f16>());
 }
@@ -35,9 +39,8 @@ size_t workspace_bytes(const SequenceSizes& n, bool back) {
   return with_dtype<Cell>(n.dtype, [&](auto k) { return k.workspace_bytes(n, back); });
 }
 
-#define X(...)                                                              \
-  {__VA_ARGS__::kName, forward<__VA_ARGS__>, backward<__VA_ARGS__>, \
-   workspace_bytes<__VA_ARGS__>},
+#define X(...) \
+  {__VA_ARGS__::kName, forward<__VA_ARGS__>, backward<__VA_ARGS__>, workspace_bytes<__VA_ARGS__>},
 const SequenceKernels kKernels[] = {FRNN_FOR_EACH_CELL(X)};
 #undef X
 

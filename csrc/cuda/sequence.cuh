@@ -1,5 +1,5 @@
-// The stepwise kernel's host side: a whole sequence as one launch per step (and per extra product) on
-// the given stream. Nothing is allocated, nothing waits: fit for capture in a CUDA graph.
+// The stepwise kernel's host side: a whole sequence as one launch per step (and per extra product)
+// on the given stream. Nothing is allocated, nothing waits: fit for capture in a CUDA graph.
 #pragma once
 #include <utility>
 
@@ -18,9 +18,9 @@ const char* refusal(const SequenceSizes& n, const void* weight_hr) {
   return nullptr;
 }
 
-#define FRNN_TRY(call)                                \
-  do {                                                \
-    if (const char* wrong = (call)) return wrong;     \
+#define FRNN_TRY(call)                            \
+  do {                                            \
+    if (const char* wrong = (call)) return wrong; \
   } while (false)
 
 template <class Cell, DType kType>
@@ -39,14 +39,13 @@ const char* Stepwise<Cell, kType>::forward(const SequenceForward& p, void* works
   for (int64_t i = 0; i < n.T; ++i) {
     const int64_t t = n.reverse ? n.T - 1 - i : i;
     if constexpr (Cell::kSecond > 0) {
-      FRNN_TRY(launch(forward_operand<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, state,
-                      t));
+      FRNN_TRY(launch(forward_operand<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, state, t));
     }
     FRNN_TRY(launch(forward_step<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, state, t));
     if constexpr (Cell::kSecond == 0) {
       if (p.weight_hr != nullptr) {
-        FRNN_TRY(launch(forward_projection<Cell, Data>, tiles(n.B, n.P), kThreads, stream, p, state,
-                        t));
+        FRNN_TRY(
+            launch(forward_projection<Cell, Data>, tiles(n.B, n.P), kThreads, stream, p, state, t));
       }
     }
     std::swap(state.operand, state.next);
@@ -75,14 +74,14 @@ const char* Stepwise<Cell, kType>::backward(const SequenceBackward& p, void* wor
     const BackStep step = {time(i), time(i - 1), time(i + 1)};
     if constexpr (Cell::kSecond == 0) {
       if (p.weight_hr != nullptr) {
-        FRNN_TRY(launch(backward_state<Cell, Data>, tiles(n.B, n.P), kThreads, stream, p, carry,
-                        step));
+        FRNN_TRY(
+            launch(backward_state<Cell, Data>, tiles(n.B, n.P), kThreads, stream, p, carry, step));
       }
     }
     FRNN_TRY(launch(backward_step<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, carry, step));
     if constexpr (Cell::kSecond > 0) {
-      FRNN_TRY(launch(backward_operand<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, carry,
-                      step));
+      FRNN_TRY(
+          launch(backward_operand<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, carry, step));
     }
   }
   const BackStep last = {-1, -1, time(0)};

@@ -1,4 +1,5 @@
-// What both directions of time share: lengths, and the states on their way in and out of a sequence.
+// What both directions of time share: lengths, and the states on their way in and out of a
+// sequence.
 #pragma once
 #include "device.cuh"
 

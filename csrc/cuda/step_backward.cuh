@@ -3,9 +3,10 @@
 //   (d, ds) = cell's backward;   grads[t] = d
 // One launch. As in forward, a second product inside the cell or a projection takes one more each.
 //
-// What travels from step to step: the part of the states' gradients that does not pass through W_hh,
-// wide, in the workspace ("carry"), and d itself, which the next launch reads from grads. dhn and dcn
-// are the first carry. A row that takes no part in a step has d = 0 there and hands on all it was given.
+// What travels from step to step: the part of the states' gradients that does not pass through
+// W_hh, wide, in the workspace ("carry"), and d itself, which the next launch reads from grads. dhn
+// and dcn are the first carry. A row that takes no part in a step has d = 0 there and hands on all
+// it was given.
 #pragma once
 #include "product.cuh"
 #include "state.cuh"
@@ -63,7 +64,8 @@ struct Known {
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) saved[k] = widen(from[k * H]);
 
-    // Before its first step a row has its initial states; y is no state where the row takes no part.
+    // Before its first step a row has its initial states; y is no state where the row takes no
+    // part.
     const bool first = step.before < 0 || !alive(p.lengths, b, step.before);
     s[0] = out[0] = W(0);  // out[0]: see Cell. h of another width than H has no unit's h.
     if (p.n.P == H) {
@@ -81,8 +83,8 @@ struct Known {
   }
 };
 
-// dh as it enters the cell, or the projection: the carry and the product with the following step's d.
-// At a step: dh[t], whose dy is added. After the last step (t < 0): dh0.
+// dh as it enters the cell, or the projection: the carry and the product with the following step's
+// d. At a step: dh[t], whose dy is added. After the last step (t < 0): dh0.
 template <class Cell, class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     backward_state(SequenceBackward p, BackwardState<Cell, Data> carry, BackStep step) {
@@ -154,7 +156,8 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
   });
 }
 
-// Cells with a second product: its operand's gradient dp = d W_hh of the last gates, and what follows.
+// Cells with a second product: its operand's gradient dp = d W_hh of the last gates, and what
+// follows.
 template <class Cell, class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     backward_operand(SequenceBackward p, BackwardState<Cell, Data> carry, BackStep step) {

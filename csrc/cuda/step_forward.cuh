@@ -1,10 +1,11 @@
 // One step forward, t = 0 .. T-1 (reverse: T-1 .. 0):
 //   u = W_hh h + b_hh,   (h, c) = cell(gx[t], u, h, c),   y[t] = h
-// and with a projection h = W_hr h. One launch; a second product inside the cell or a projection takes
-// one more each, since it needs the first one's result of every unit.
+// and with a projection h = W_hr h. One launch; a second product inside the cell or a projection
+// takes one more each, since it needs the first one's result of every unit.
 //
 // States stay wide in the workspace, each element read and written by the one thread that owns it.
-// What meets W_hh is a copy in the data's type; it is double-buffered, because all CTAs read all of it.
+// What meets W_hh is a copy in the data's type; it is double-buffered, because all CTAs read all of
+// it.
 #pragma once
 #include "product.cuh"
 #include "state.cuh"

@@ -1,4 +1,5 @@
-// fusedrnn_cuda_host: the CUDA sequence kernels, compiled for the host, on plain pointers from Python.
+// fusedrnn_cuda_host: the CUDA sequence kernels, compiled for the host, on plain pointers from
+// Python.
 #define FUSEDRNN_CUDA_HOST
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -83,23 +84,29 @@ struct Fields {
 };
 
 std::optional<std::string> run_forward(const std::string& cell, const Problem& problem,
-                                   const Pointers& pointers, uint64_t order) {
+                                       const Pointers& pointers, uint64_t order) {
   const Fields f{pointers};
-  const SequenceForward p{problem.sizes(), f("gx"), f("weight_hh"), f("bias_hh"), f("weight_hr"),
-                          f("h0"), f("c0"), static_cast<const int64_t*>(f("lengths")), f("y"),
-                          f("hn"), f("cn"), f("saved"), f("cells"), f("hidden")};
+  const SequenceForward p{
+      problem.sizes(), f("gx"),    f("weight_hh"), f("bias_hh"),
+      f("weight_hr"),  f("h0"),    f("c0"),        static_cast<const int64_t*>(f("lengths")),
+      f("y"),          f("hn"),    f("cn"),        f("saved"),
+      f("cells"),      f("hidden")};
   return in_workspace(cell, p.n, false, order, [&](const SequenceKernels& k, void* workspace) {
     return k.forward(p, workspace, nullptr);
   });
 }
 
 std::optional<std::string> run_backward(const std::string& cell, const Problem& problem,
-                                    const Pointers& pointers, uint64_t order) {
+                                        const Pointers& pointers, uint64_t order) {
   const Fields f{pointers};
-  const SequenceBackward p{problem.sizes(), f("dy"), f("dhn"), f("dcn"), f("y"), f("h0"), f("c0"),
-                           f("weight_hh"), f("weight_hr"),
-                           static_cast<const int64_t*>(f("lengths")), f("saved"), f("cells"),
-                           f("grads"), f("dh0"), f("dc0"), f("dh")};
+  const SequenceBackward p{problem.sizes(), f("dy"),
+                           f("dhn"),        f("dcn"),
+                           f("y"),          f("h0"),
+                           f("c0"),         f("weight_hh"),
+                           f("weight_hr"),  static_cast<const int64_t*>(f("lengths")),
+                           f("saved"),      f("cells"),
+                           f("grads"),      f("dh0"),
+                           f("dc0"),        f("dh")};
   return in_workspace(cell, p.n, true, order, [&](const SequenceKernels& k, void* workspace) {
     return k.backward(p, workspace, nullptr);
   });
@@ -111,9 +118,8 @@ PYBIND11_MODULE(fusedrnn_cuda_host, m) {
   namespace py = pybind11;
   m.doc() = "The CUDA sequence kernels on the host: see csrc/testing/cuda_host.h";
   py::class_<Problem>(m, "Problem")
-      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t P, std::string dtype, bool reverse) {
-             return Problem{T, B, H, P, std::move(dtype), reverse};
-           }),
+      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t P, std::string dtype,
+                       bool reverse) { return Problem{T, B, H, P, std::move(dtype), reverse}; }),
            py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("P"), py::arg("dtype"),
            py::arg("reverse"));
   const char* text =

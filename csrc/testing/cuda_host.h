@@ -1,7 +1,8 @@
 // CUDA kernels on the host: every CUDA thread is a fiber, __syncthreads hands over to the next one.
 //
-// csrc/cuda/device.cuh includes this instead of the CUDA headers when FUSEDRNN_CUDA_HOST is defined, so
-// that index arithmetic and the use of barriers are tested on any machine. What makes errors visible:
+// csrc/cuda/device.cuh includes this instead of the CUDA headers when FUSEDRNN_CUDA_HOST is
+// defined, so that index arithmetic and the use of barriers are tested on any machine. What makes
+// errors visible:
 //   - the order of threads between two barriers, and of CTAs in a launch, is chosen by host::order:
 //     results that depend on it betray a missing barrier or CTAs that need each other
 //   - shared memory starts as NaN in every CTA
@@ -52,12 +53,13 @@ namespace host {
 
 // 0: ascending, 1: descending, else the seed of a random order, a new one after every barrier.
 inline uint64_t order = 0;
-inline int64_t launches = 0, barriers = 0;
+inline int64_t launches = 0;
 
 // One CTA: its fibers and its shared memory.
 class Cta {
  public:
-  static constexpr size_t kStack = 64 << 10, kShared = 48 << 10;  // static shared memory ends at 48 KB
+  static constexpr size_t kStack = 64 << 10,
+                          kShared = 48 << 10;  // static shared memory ends at 48 KB
   static Cta& only() {
     static Cta cta;
     return cta;
@@ -77,7 +79,6 @@ class Cta {
       done = std::count_if(fibers_.begin(), fibers_.begin() + threads,
                            [](const Fiber& f) { return f.done; });
       if (done != 0 && done != threads) return "only some threads of a CTA reach a barrier";
-      ++barriers;
     }
     return nullptr;
   }
@@ -105,10 +106,13 @@ class Cta {
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = &scheduler_;
-    makecontext(&fiber.context, [] {
-      (*only().body_)();
-      only().running_->done = true;
-    }, 0);
+    makecontext(
+        &fiber.context,
+        [] {
+          (*only().body_)();
+          only().running_->done = true;
+        },
+        0);
   }
 
   const std::function<void()>* body_ = nullptr;
