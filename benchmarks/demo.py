@@ -32,7 +32,7 @@ TURN = 10  # steps of a row before the next row's turn
 WORK, OVERHEAD = 4_000_000_000, 7_000
 EPOCHS = 5  # beyond these the smaller texts are learnt by heart
 
-LR, CLIP = 4e-3, 1.0
+LR, CLIP = 8e-3, 1.0
 
 SPLIT = (
     "ms/step = recur. + output + rest: the recurrence and the output layer, forward and backward, "
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         type=positive,
         help="training tokens per row (default: about two minutes' worth)",
     )
-    add("--minutes", type=float, default=3.5, help="stop all rows evenly after this (default: 3.5)")
+    add("--minutes", type=float, default=3, help="stop all rows evenly after this (default: 3)")
     add("--hidden", type=positive, default=200, help="width of the model (default: 200)")
     add("--batch", type=positive, default=20, help="columns of text (default: 20)")
     add("--bptt", type=positive, default=35, help="steps of back-propagation (default: 35)")
@@ -88,26 +88,30 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 class Progress:
-    """One line: rewritten in place on a terminal, else a new one at each tenth of the work."""
+    """One line: rewritten in place on a terminal, else a new one every fifteen seconds."""
 
     def __init__(self, total: int) -> None:
-        self._total, self._done, self._tenths = total, 0, 0
+        self._total, self._done = total, 0
         self._terminal = sys.stdout.isatty()
-        self._start = time.perf_counter()
+        self._last = time.perf_counter()
 
-    def advance(self, text: str, cost: float) -> None:
-        """Count one turn of a row; ``cost`` is the seconds that all turns to come will take."""
+    def advance(self, text: str, seconds_left: float) -> None:
+        """Count one turn of a row."""
         self._done += 1
-        minutes, seconds = divmod(round(cost), 60)
-        share = self._done / self._total
-        line = f"{share:4.0%}  {text}  ETA {minutes}:{seconds:02}"
+        minutes, seconds = divmod(round(seconds_left), 60)
+        self.show(f"{text}  ETA {minutes}:{seconds:02}", last=self._done == self._total)
+
+    def show(self, text: str, *, last: bool = False) -> None:
+        """Say what is being done; not on a terminal, only if nothing was said for long, or at last."""
+        share, now = self._done / self._total, time.perf_counter()
+        line = f"{share:4.0%}  {text}"
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1
             bar = "━" * round(20 * share)
             print(f"\r{f'{bar:┈<20} {line}'[:width]}\x1b[K", end="", flush=True)
-        elif int(10 * share) > self._tenths:
-            self._tenths = int(10 * share)
+        elif last or now - self._last >= 15:
             print(line, flush=True)
+            self._last = now
 
     def close(self) -> None:
         """Clear the line for what comes after it."""
@@ -158,13 +162,14 @@ def prepare(corpus: corpora.Corpus, options: argparse.Namespace, device: torch.d
 
 
 def train(run: Run, minutes: float) -> None:
-    """Train all rows by turns; stop all at the same step when the time is over."""
-    for trainer in run.trainers:
-        trainer.warm_up()
+    """Train all rows by turns, then evaluate; stop all at the same step when the time is over."""
     turns = -(-run.steps // TURN)
     progress = Progress(turns * len(run.rows))
     start = time.perf_counter()
     try:
+        for row, trainer in zip(run.rows, run.trainers, strict=True):
+            progress.show(f"warm-up of {row.name}")
+            trainer.warm_up()
         for turn in range(turns):
             if time.perf_counter() - start > 60 * minutes:
                 done = run.rows[0].steps
@@ -180,6 +185,9 @@ def train(run: Run, minutes: float) -> None:
                     f"step {row.steps:,}/{run.steps:,}  {row.name}: loss {loss:.3f}",
                     remaining(run.rows, run.steps),
                 )
+        for row, trainer in zip(run.rows, run.trainers, strict=True):
+            progress.show(f"perplexity of {row.name}")
+            row.perplexity = trainer.perplexity(run.corpus.valid)
     finally:
         progress.close()
 
@@ -312,8 +320,6 @@ def measure(options: argparse.Namespace, command: str) -> int:
     print(flush=True)
     try:
         train(run, options.minutes)
-        for row, trainer in zip(run.rows, run.trainers, strict=True):
-            row.perplexity = trainer.perplexity(corpus.valid)
     except KeyboardInterrupt:
         print("interrupted; measured so far:")
         print_table(run.rows)

@@ -14,8 +14,8 @@ TITLE = "fusedrnn beside torch.nn: one language model, six ways"
 
 METHOD = (
     "Rows with the same output layer start from the same weights, and all read the same words in "
-    "the same order, taking turns of ten steps. ms/step is the sum of the recurrence and the output "
-    "layer, each forward and backward, and the rest: embedding, clipping, optimizer. Times are of "
+    "the same order, taking turns of ten steps. ms/step is the sum of recurrence and output layer, "
+    "each forward and backward, and the rest: embedding, clipping, optimizer. Times are of "
     "the middle half of each row's turns, so that a pause of the machine counts for none; "
     "evaluation and warm-up are left out. val. ppl is the perplexity of the validation text after "
     "training; vs torch is its difference from torch's row with the same output layer, which "
