@@ -33,8 +33,9 @@ def backend(name: str) -> Iterator[None]:
     """Choose the implementation for every fusedrnn call inside a ``with`` block.
 
     Args:
-        name: ``"auto"`` takes the fastest that can serve each call. ``"cuda"``, ``"cpu"``: the native
-            kernels. ``"triton"``: the Triton kernels. ``"reference"``: plain PyTorch, step by step.
+        name: ``"auto"`` takes the fastest that can serve each call. ``"cuda"``, ``"cpu"``: the
+            native kernels. ``"triton"``: the Triton kernels. ``"reference"``: plain PyTorch, step
+            by step.
 
     Raises:
         ValueError: ``name`` is none of these. A call inside the block raises ``RuntimeError`` with
@@ -102,8 +103,8 @@ def choose(device: str, limits: dict[str, str | None]) -> tuple[str, str]:
     if _current != "auto":
         if reason := obstacle(_current, device) or limits.get(_current):
             raise RuntimeError(
-                f"fusedrnn backend {_current!r} was asked for but cannot serve this call: {reason}. "
-                'Use fusedrnn.backend("auto") or unset FUSEDRNN_BACKEND to let it choose.'
+                f"fusedrnn backend {_current!r} was asked for but cannot serve this call: {reason}."
+                ' Use fusedrnn.backend("auto") or unset FUSEDRNN_BACKEND to let it choose.'
             )
         return _current, "asked for"
     passed = []

@@ -1,7 +1,7 @@
 """Finds and loads the native library; says why when there is none.
 
-The library only adds kernels to ops whose schemas are defined in Python (``ops.py``), so the package
-works without it: the reference implementation then serves every call.
+The library only adds kernels to ops whose schemas are defined in Python (``ops.py``), so the
+package works without it: the reference implementation then serves every call.
 """
 
 from pathlib import Path
@@ -15,13 +15,22 @@ LIBRARY.define("cells_table() -> str")
 LIBRARY.define("build_info() -> str")
 
 
+def _outcome() -> str:
+    """The line in which setup.py said what it built and why."""
+    record = PATH.with_name("_build.txt")
+    if not record.exists():
+        return "a source tree that was never built: run `make`, or `pip install .` in its root"
+    return record.read_text().strip().removeprefix("fusedrnn: ")
+
+
+OUTCOME: str = _outcome()
+"""What the build made, and why: one line."""
+
+
 def _load() -> str | None:
     """Load the library; return None, or the reason why it is not there."""
     if not PATH.exists():
-        return (
-            f"there is no {PATH.name} beside {PATH.parent}: fusedrnn was installed as pure Python "
-            "(no C++ compiler, or no torch in the environment, when it was built)"
-        )
+        return f"fusedrnn has no native library here ({OUTCOME})"
     try:
         torch.ops.load_library(str(PATH))
     except OSError as error:
@@ -42,3 +51,21 @@ def build_info() -> dict[str, str]:
 
 HAS_CUDA: bool = "cuda_archs" in build_info()
 """Whether the library has CUDA kernels (not: whether there is a GPU)."""
+
+
+def cuda_code(capability: tuple[int, int]) -> str | None:
+    """Which of the library's CUDA code a GPU of this compute capability runs, or None: it has none.
+
+    Code for ``80`` runs on every 8.x from there on, that for ``90a`` on 9.0 alone; PTX of the last
+    architecture is compiled by the driver for any newer GPU.
+    """
+    archs = [arch for arch in build_info().get("cuda_archs", "").split(",") if arch]
+    major, minor = capability
+    for arch in reversed(archs):
+        number = int(arch.rstrip("af"))
+        exact = arch[-1] in "af"
+        if number // 10 == major and (number % 10 == minor if exact else number % 10 <= minor):
+            return f"sm_{arch}"
+    if archs and archs[-1].isdigit() and int(archs[-1]) <= 10 * major + minor:
+        return f"PTX of compute_{archs[-1]}"
+    return None

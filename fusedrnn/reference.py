@@ -27,6 +27,21 @@ def sequence(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One direction of one layer over a whole sequence. See ``ops.sequence`` for the arguments."""
+    with torch.autocast(gx.device.type, enabled=False):  # dtypes are the caller's choice
+        return _sequence(cell, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, reverse)
+
+
+def _sequence(
+    cell: Cell,
+    gx: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype, wide = gx.dtype, state_dtype(gx.dtype)
     T, B = gx.shape[:2]
     gates = len(cell.gates)

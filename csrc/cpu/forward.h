@@ -33,7 +33,7 @@ struct GatePanels : Panels<A, N * unit_vectors(N)> {
   }
 };
 
-template <class Cell, class D, bool Save>
+template <class Cell, class D>
 class ForwardPass {
   using A = State<D>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
@@ -121,9 +121,13 @@ class ForwardPass {
     const A* bias_j = bias.get() + j;
     A* state = states.get() + b * H + j;
     A* old = N2 ? kept.get() + b * K * H + j : nullptr;
-    D* save = Save ? static_cast<D*>(a.saved) + (t * B + b) * K * H + j : nullptr;
-    A* cells = Save ? static_cast<A*>(a.cells) + (t * (S - 1) * B + b) * H + j : nullptr;
-    D* hidden = Save && a.weight_hr ? static_cast<D*>(a.hidden) + (t * B + b) * H + j : nullptr;
+    // Without backward to come, what is saved goes nowhere - by the same instructions, hence with the
+    // same bits in y: a second instance of the loop would round differently.
+    D no_saved[K * Panels<A, 4>::width];
+    A no_cells[S * Panels<A, 4>::width];
+    const int64_t k_stride = a.saved ? H : units, s_stride = a.saved ? B * H : units;
+    D* save = a.saved ? static_cast<D*>(a.saved) + (t * B + b) * K * H + j : no_saved;
+    A* cells = a.saved ? static_cast<A*>(a.cells) + (t * (S - 1) * B + b) * H + j : no_cells;
     A* to_h = a.weight_hr ? operand.get() + b * H + j : after + b * P + j;
     const int64_t BH = B * H, H_ = H;
 #pragma omp simd
@@ -139,15 +143,15 @@ class ForwardPass {
       Cell::forward(x, u, s, out, saved);
       each<S>([&](auto k) FRNN_INLINE { state[k * BH + l] = out[k]; });
       to_h[l] = rounded<D>(out[0]);
-      if constexpr (Save) {
-        each<K>([&](auto k) FRNN_INLINE { store(save[k * H_ + l], saved[k]); });
-        each<S, 1>([&](auto k) FRNN_INLINE { cells[(k - 1) * BH + l] = out[k]; });
-      }
+      each<K>([&](auto k) FRNN_INLINE { store(save[k * k_stride + l], saved[k]); });
+      each<S, 1>([&](auto k) FRNN_INLINE { cells[(k - 1) * s_stride + l] = out[k]; });
     }
     if (!a.weight_hr)
       for (int64_t l = 0; l < n; ++l) store(y[l], to_h[l]);
-    if (hidden)
+    if (a.hidden) {
+      D* hidden = static_cast<D*>(a.hidden) + (t * B + b) * H + j;
       for (int64_t l = 0; l < n; ++l) store(hidden[l], to_h[l]);
+    }
   }
 
   // The gates before the second product: leaves its operand.
@@ -181,14 +185,13 @@ class ForwardPass {
 
   // A row past its end leaves zeros for backward, which does not read them.
   void dead(int64_t t, int64_t b, int64_t j, int64_t n) {
-    if constexpr (Save) {
-      for (int k = 0; k < K; ++k)
-        std::memset(static_cast<D*>(a.saved) + ((t * B + b) * K + k) * H + j, 0, n * sizeof(D));
-      for (int k = 0; k < S - 1; ++k)
-        std::memset(static_cast<A*>(a.cells) + ((t * (S - 1) + k) * B + b) * H + j, 0, n * sizeof(A));
-      if (a.weight_hr)
-        std::memset(static_cast<D*>(a.hidden) + (t * B + b) * H + j, 0, n * sizeof(D));
-    }
+    if (!a.saved) return;
+    for (int k = 0; k < K; ++k)
+      std::memset(static_cast<D*>(a.saved) + ((t * B + b) * K + k) * H + j, 0, n * sizeof(D));
+    for (int k = 0; k < S - 1; ++k)
+      std::memset(static_cast<A*>(a.cells) + ((t * (S - 1) + k) * B + b) * H + j, 0, n * sizeof(A));
+    if (a.hidden)
+      std::memset(static_cast<D*>(a.hidden) + (t * B + b) * H + j, 0, n * sizeof(D));
   }
 
   void finish(const Worker& worker) {

@@ -30,20 +30,14 @@ const char* run(Pass&& pass, int threads) {
   return nullptr;
 }
 
-template <class Cell, class D>
-const char* forward_as(const SequenceForward& a) {
-  const int threads = workers(a.n, Cell::kGates);
-  return a.saved ? run(ForwardPass<Cell, D, true>(a), threads)
-                 : run(ForwardPass<Cell, D, false>(a), threads);
-}
-
 template <class Cell>
 const char* forward(const SequenceForward& a, void*, void*) {
+  const int threads = workers(a.n, Cell::kGates);
   switch (a.n.dtype) {
-    case DType::f64: return forward_as<Cell, double>(a);
-    case DType::f32: return forward_as<Cell, float>(a);
-    case DType::bf16: return forward_as<Cell, bf16>(a);
-    case DType::f16: return forward_as<Cell, f16>(a);
+    case DType::f64: return run(ForwardPass<Cell, double>(a), threads);
+    case DType::f32: return run(ForwardPass<Cell, float>(a), threads);
+    case DType::bf16: return run(ForwardPass<Cell, bf16>(a), threads);
+    case DType::f16: return run(ForwardPass<Cell, f16>(a), threads);
   }
   return "unknown dtype";
 }

@@ -1,0 +1,197 @@
+"""``python -m fusedrnn``: the doctor. Says what is installed, what runs where, and why.
+
+The whole output is plain text to paste into a bug report. Exit status 0: healthy; 1: the native
+library is there but does not load.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from . import __version__, _backend, _native, ops
+from .cells import CELLS
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+VARIABLES = {
+    "FUSEDRNN_BACKEND": "which backend serves, instead of the fastest",
+    "FUSEDRNN_CPU_ISA": "which CPU instruction set, instead of the best",
+    "TRITON_INTERPRET": "1: Triton kernels run in its interpreter",
+    "OMP_NUM_THREADS": "CPU threads of torch and fusedrnn",
+    "CUDA_VISIBLE_DEVICES": "which GPUs torch sees",
+}
+
+
+def op_limits(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str, dict[str, str | None]]]:
+    """Every op and variant, with the reasons why a backend cannot serve it for this dtype."""
+    for cell in CELLS:
+        yield "sequence", cell, ops.limits(cell, dtype, False)
+
+
+def _package(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
+
+
+def _home(path: Path) -> str:
+    """A path without the user's name."""
+    home = str(Path.home())
+    return f"~{str(path)[len(home) :]}" if str(path).startswith(f"{home}/") else str(path)
+
+
+def openmp_runtimes() -> list[Path]:
+    """The OpenMP runtimes in this process: one, unless something loads a second pool of threads."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    files = {Path(line.split()[-1]) for line in maps if "/" in line}
+    return sorted(f for f in files if f.name.startswith(("libgomp", "libomp", "libiomp")))
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """What is installed."""
+    yield "fusedrnn", __version__
+    yield "torch", f"{torch.__version__} ({_built_for()})"
+    yield "triton", _package("triton")
+    yield "Python", f"{platform.python_version()} ({platform.python_implementation()})"
+    yield "system", f"{_system()}, {platform.system()} {platform.release()}, {platform.machine()}"
+    yield "C library", " ".join(platform.libc_ver()) or "not glibc"
+
+
+def _built_for() -> str:
+    return f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+
+
+def library() -> Iterator[tuple[str, str]]:
+    """The native library: what the build made, and what of it is in use."""
+    yield "built", _native.OUTCOME
+    if not _native.PATH.exists():
+        yield "file", "none"
+        return
+    yield "file", _home(_native.PATH)
+    if _native.MISSING:
+        yield "loads", f"no: {_native.MISSING.replace(str(_native.PATH), _home(_native.PATH))}"
+        return
+    info = _native.build_info()
+    yield "compiler", f"g++ {info['compiler']}"
+    yield "CUDA code", info.get("cuda_archs", "none").replace(",", ", ")
+    yield "CPU code", f"{info['cpu_compiled']}; in use: {info['cpu_in_use']}"
+    runtimes, inside = openmp_runtimes(), Path(torch.__file__).resolve().parent
+    names = [
+        f"{r.name} {'of' if inside in r.resolve().parents else 'not of'} torch" for r in runtimes
+    ]
+    yield "OpenMP", ", ".join(names) or "none loaded"
+    yield "threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"
+
+
+def gpus() -> Iterator[tuple[str, str]]:
+    """The GPUs that torch sees, and which compiled code fits each."""
+    if not torch.cuda.is_available():
+        yield "none", "torch is built without CUDA" if not torch.version.cuda else "torch sees none"
+        return
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        code = _native.cuda_code((major, minor))
+        if code is None:
+            arch = f"FUSEDRNN_ARCHS={10 * major + minor}"
+            code = f"the library has no code for it; rebuild with FUSEDRNN_CUDA=on {arch}"
+        yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}: {code}"
+
+
+def environment() -> Iterator[tuple[str, str]]:
+    """The environment variables that change what runs."""
+    for name, meaning in VARIABLES.items():
+        value = os.environ.get(name)
+        yield name, f"not set ({meaning})" if value is None else f"{value!r} ({meaning})"
+
+
+def _answer(device: str, limits: dict[str, str | None]) -> str:
+    try:
+        backend, why = _backend.choose(device, limits)
+    except RuntimeError as error:
+        return f"error: {error}"
+    return f"{backend} ({why})"
+
+
+def choices(device: str) -> Iterator[tuple[str, str]]:
+    """For each op and dtype, which backend serves it on this type of device, and why."""
+    variants: dict[str, list[str]] = {}
+    served: dict[tuple[str, str, str], list[str]] = {}  # (op, dtype, answer) -> variants
+    for dtype in DTYPES:
+        for op, variant, limits in op_limits(device, dtype):
+            if variant not in variants.setdefault(op, []):
+                variants[op].append(variant)
+            key = op, str(dtype).removeprefix("torch."), _answer(device, limits)
+            served.setdefault(key, []).append(variant)
+    merged: dict[tuple[str, str], list[str]] = {}  # what has the same answer -> dtypes
+    for (op, dtype, answer), these in served.items():
+        what = op if these == variants[op] else f"{op} of {', '.join(these)}"
+        merged.setdefault((what, answer), []).append(dtype)
+    for (what, answer), dtypes in merged.items():
+        yield f"{what}, {'all dtypes' if len(dtypes) == len(DTYPES) else ', '.join(dtypes)}", answer
+
+
+def verdict() -> str:
+    """The doctor's opinion in one line."""
+    if _native.MISSING and _native.PATH.exists():
+        return "ill: the native library is there but does not load; see 'loads' below"
+    if _native.MISSING:
+        return "works, slowly: there is no native library; see 'built' below"
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    asked = _backend.current()
+    if asked != "auto" and all(_backend.obstacle(asked, device) for device in devices):
+        return f"every call will raise: FUSEDRNN_BACKEND={asked} cannot serve here; see below"
+    if torch.cuda.is_available() and not _native.HAS_CUDA:
+        return "works, but has no CUDA kernels for the GPU here; see 'built' below"
+    return "healthy"
+
+
+def _section(title: str, rows: Iterator[tuple[str, str]], write: Callable[[str], None]) -> None:
+    lines = list(rows)
+    width = max(len(name) for name, _ in lines)
+    write(f"\n{title}")
+    for name, value in lines:
+        write(f"  {name:<{width}}  {value}")
+
+
+def report(write: Callable[[str], None] = print) -> int:
+    """Write the report line by line; return the exit status."""
+    write(f"fusedrnn {__version__}: {verdict()}")
+    _section("Versions", versions(), write)
+    _section("Native library", library(), write)
+    _section("GPUs", gpus(), write)
+    _section("Environment", environment(), write)
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        _section(f"What runs for tensors on {device}", choices(device), write)
+    write("\nTo report a bug, paste all of this.")
+    return 1 if _native.MISSING and _native.PATH.exists() else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedrnn",
+        description="Says what is installed, which kernels run where, and why.",
+    )
+    parser.parse_args(argv)
+    return report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Devices and backends as fixtures; one seed for every test."""
+
+import pytest
+import torch
+
+import fusedrnn
+from fusedrnn import _native
+
+NO_GPU = None if torch.cuda.is_available() else "no CUDA device on this machine"
+CUDA = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))]
+BACKENDS = [
+    pytest.param(("cpu", "cpu"), id="cpu"),
+    pytest.param(("reference", "cpu"), id="reference"),
+    pytest.param(("cuda", "cuda"), id="cuda", marks=CUDA),
+    pytest.param(("triton", "cuda"), id="triton", marks=CUDA),
+]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(20261121)
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request):
+    """The device of the test, with each backend that serves it in force."""
+    name, device = request.param
+    if name == "cpu" and _native.MISSING:
+        pytest.skip(_native.MISSING)
+    with fusedrnn.backend(name):
+        yield torch.device(device)
+
+
+@pytest.fixture(params=DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def dtype(request):
+    """Each dtype that the kernels take."""
+    return request.param

@@ -1,0 +1,101 @@
+"""The registry: Python's records against the library's; C++ units against finite differences."""
+
+import numpy as np
+import pytest
+import torch
+
+from fusedrnn import _native
+from fusedrnn.cells import CELLS
+
+units = pytest.importorskip(
+    "fusedrnn.fusedrnn_units",
+    reason="the unit bindings are not built: FUSEDRNN_TESTING=1 pip install -e .",
+)
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+
+
+@pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
+def test_records_agree_with_the_library():
+    table = {}
+    for line in torch.ops.fusedrnn.cells_table().splitlines():
+        name, gates, states, saved, grads, second, h_grad = line.split()
+        table[name] = (*map(int, (gates, states, saved, grads, second)), h_grad)
+    for name, c in CELLS.items():
+        h_grad = ",".join(map(str, c.h_grad))
+        sizes = (len(c.gates), len(c.states), len(c.saved), c.grads, c.second)
+        assert table.pop(name) == (*sizes, h_grad)
+    assert not table, "cells that Python does not know"
+
+
+def random(cell, seed=0):
+    g = np.random.default_rng(seed)
+    return (
+        g.normal(size=len(cell.gates)),
+        g.normal(size=len(cell.states)),
+        g.normal(size=len(cell.gates)),
+    )
+
+
+def forward(cell, x, s, w):
+    return getattr(units, f"{cell.name}_forward")(x, s, w)
+
+
+@cells
+@pytest.mark.parametrize("seed", range(4))
+def test_a_unit_is_the_reference(cell, seed):
+    x, s, w = random(cell, seed)
+    tensor = lambda v: torch.tensor([[v]], dtype=torch.float64)  # noqa: E731
+    recur = lambda v, first=0, last=None: [w[g] * v for g in range(len(w))[first:last]]  # noqa: E731
+    truth = cell.reference(tuple(map(tensor, x)), tuple(map(tensor, s)), recur)
+    out, saved = forward(cell, x, s, w)
+    np.testing.assert_allclose(out, [t.item() for t in truth], rtol=1e-14)
+    assert len(saved) == len(cell.saved)
+
+
+@cells
+@pytest.mark.parametrize("seed", range(4))
+def test_a_unit_backward_is_its_derivative(cell, seed):
+    x, s, w = random(cell, seed)
+    out, saved = forward(cell, x, s, w)
+    dout = np.random.default_rng(seed + 100).normal(size=len(out))
+    dx, ds, dw = getattr(units, f"{cell.name}_backward")(saved, s, out, dout, w)
+    step = 1e-6
+    for values, grads in ((x, dx), (s, ds), (w, dw)):
+        for i in range(len(values)):
+            sides = []
+            for sign in (1, -1):
+                moved = values.copy()
+                moved[i] += sign * step
+                args = [moved if v is values else v for v in (x, s, w)]
+                sides.append(np.dot(dout, forward(cell, *args)[0]))
+            assert grads[i] == pytest.approx((sides[0] - sides[1]) / (2 * step), abs=2e-9, rel=2e-7)
+
+
+def ulps(value, truth):
+    """The largest error in units of the last place of the truth, as a float32."""
+    return float((np.abs(value - truth) / np.spacing(np.abs(truth).astype(np.float32))).max())
+
+
+def floats(low, high, stride):
+    """Every stride-th float32 between two of one sign."""
+    first, last = np.array([low, high], dtype=np.float32).view(np.uint32)
+    return np.arange(first, last, stride, dtype=np.uint32).view(np.float32)
+
+
+def test_activations_errors_in_ulp():
+    """Over every 97th float32: within the bounds that csrc/activations.h states."""
+    positive = floats(1e-38, 88.0, 97)
+    x = np.concatenate([positive, -positive])
+    wide = x.astype(np.float64)
+    assert ulps(units.tanh(x), np.tanh(wide)) <= 2.0
+    inside = np.abs(x) <= 87.0
+    assert ulps(units.sigmoid(x)[inside], (1 / (1 + np.exp(-wide)))[inside]) <= 3.0
+
+
+def test_activations_at_the_ends():
+    x = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30], dtype=np.float32)
+    tanh, sigmoid = units.tanh(x), units.sigmoid(x)
+    np.testing.assert_array_equal(tanh[[0, 2, 3, 5, 6]], [0, 1, -1, 1, -1])
+    assert np.signbit(tanh[1]) and np.isnan(tanh[4]) and np.isnan(sigmoid[4])
+    np.testing.assert_array_equal(sigmoid[[0, 1, 2, 5]], [0.5, 0.5, 1, 1])
+    assert 0 <= sigmoid[3] < 1e-37 and 0 <= sigmoid[6] < 1e-37
