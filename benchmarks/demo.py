@@ -98,11 +98,11 @@ class Progress:
     def advance(self, text: str, seconds_left: float) -> None:
         """Count one turn of a row."""
         self._done += 1
-        minutes, seconds = divmod(round(seconds_left), 60)
+        minutes, seconds = divmod(max(0, round(seconds_left)), 60)
         self.show(f"{text}  ETA {minutes}:{seconds:02}", last=self._done == self._total)
 
     def show(self, text: str, *, last: bool = False) -> None:
-        """Say what is being done; not on a terminal, only if nothing was said for long, or at last."""
+        """Say what is being done; without a terminal, only after a long silence, or at last."""
         share, now = self._done / self._total, time.perf_counter()
         line = f"{share:4.0%}  {text}"
         if self._terminal:
@@ -165,13 +165,13 @@ def train(run: Run, minutes: float) -> None:
     """Train all rows by turns, then evaluate; stop all at the same step when the time is over."""
     turns = -(-run.steps // TURN)
     progress = Progress(turns * len(run.rows))
-    start = time.perf_counter()
+    deadline = time.perf_counter() + 60 * minutes
     try:
         for row, trainer in zip(run.rows, run.trainers, strict=True):
             progress.show(f"warm-up of {row.name}")
             trainer.warm_up()
         for turn in range(turns):
-            if time.perf_counter() - start > 60 * minutes:
+            if turn and time.perf_counter() > deadline:
                 done = run.rows[0].steps
                 run.note = (
                     f"The time was over after {minutes:g} minutes: every row stopped at step "
@@ -183,7 +183,7 @@ def train(run: Run, minutes: float) -> None:
                 loss = row.turns[-1].loss
                 progress.advance(
                     f"step {row.steps:,}/{run.steps:,}  {row.name}: loss {loss:.3f}",
-                    remaining(run.rows, run.steps),
+                    min(remaining(run.rows, run.steps), deadline - time.perf_counter()),
                 )
         for row, trainer in zip(run.rows, run.trainers, strict=True):
             progress.show(f"perplexity of {row.name}")
