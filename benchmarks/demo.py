@@ -28,9 +28,9 @@ from .lm import FUSED, OUTPUTS, PARTS, RECURRENCES, TORCH, LanguageModel, Row, T
 TURN = 10  # steps of a row before the next row's turn
 
 # The longest training, as words scored: a token costs V scores in the full rows, and what 7,000
-# more would in all else. 4e9 took two minutes on two cores, at V = 2,600 as at 10,000.
-WORK, OVERHEAD = 4_000_000_000, 7_000
-EPOCHS = 5  # beyond these the smaller texts are learnt by heart
+# more would in all else. 3e9 take two to three minutes on two cores.
+WORK, OVERHEAD = 3_000_000_000, 7_000
+EPOCHS = 4  # beyond these the smaller texts are learnt by heart
 
 LR, CLIP = 8e-3, 1.0
 
@@ -99,7 +99,7 @@ class Progress:
         """Count one turn of a row."""
         self._done += 1
         minutes, seconds = divmod(max(0, round(seconds_left)), 60)
-        self.show(f"{text}  ETA {minutes}:{seconds:02}", last=self._done == self._total)
+        self.show(f"ETA {minutes}:{seconds:02}  {text}", last=self._done == self._total)
 
     def show(self, text: str, *, last: bool = False) -> None:
         """Say what is being done; without a terminal, only after a long silence, or at last."""
