@@ -17,7 +17,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install -q
+PIP := $(PY) -m pip --disable-pip-version-check install -qq
 ENVIRONMENT := $(VENV)/.with-$(subst =,_,$(TORCH)-$(TRITON))
 INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
