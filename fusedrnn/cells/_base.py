@@ -18,8 +18,8 @@ class TritonCell:
         forward(x, u, s) -> (out, saved)
         backward(saved, s, out, dout) -> (d, ds)
 
-    With a second product ``operand`` runs before it and ``forward`` after it; likewise in backward. Of
-    ``u`` only the gates of the product at hand may be used, and ``saved[Cell.operand]`` is what
+    With a second product ``operand`` runs before it and ``forward`` after it; likewise in backward.
+    Of ``u`` only the gates of the product at hand may be used; ``saved[Cell.operand]`` is what
     enters the second one::
 
         operand(x, u, s) -> saved

@@ -9,7 +9,7 @@ from ._base import Cell, TritonCell
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
 ) -> tuple[Tensor, ...]:
-    """N = tanh(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
+    """One step: n = tanh(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
     (h,) = states
     u = recur(h)
     r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])

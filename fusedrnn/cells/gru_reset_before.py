@@ -9,7 +9,7 @@ from ._base import Cell, TritonCell
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
 ) -> tuple[Tensor, ...]:
-    """N = tanh(x_n + U_n p + b'_n),  p = r * h',  h = (1 - z) * n + z * h'."""
+    """One step: n = tanh(x_n + U_n p + b'_n),  p = r * h',  h = (1 - z) * n + z * h'."""
     (h,) = states
     u_r, u_z = recur(h, 0, 2)
     r, z = sigmoid(x[0] + u_r), sigmoid(x[1] + u_z)

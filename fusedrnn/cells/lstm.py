@@ -9,7 +9,7 @@ from ._base import Cell, TritonCell
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
 ) -> tuple[Tensor, ...]:
-    """C = f * c' + i * g,  h = o * tanh(c)."""
+    """One step: c = f * c' + i * g,  h = o * tanh(c)."""
     h, c = states
     u = recur(h)
     i, f, o = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), sigmoid(x[3] + u[3])
