@@ -170,12 +170,14 @@ def train(run: Run, minutes: float) -> None:
         for row, trainer in zip(run.rows, run.trainers, strict=True):
             progress.show(f"warm-up of {row.name}")
             trainer.warm_up()
+        start = time.perf_counter()
         for turn in range(turns):
-            if turn and time.perf_counter() > deadline:
+            now = time.perf_counter()
+            if turn and now + (now - start) / turn > deadline:  # the next turns would pass it
                 done = run.rows[0].steps
                 run.note = (
-                    f"The time was over after {minutes:g} minutes: every row stopped at step "
-                    f"{done:,} of {run.steps:,}."
+                    f"The limit of {minutes:g} minutes stopped every row at step {done:,} "
+                    f"of {run.steps:,}."
                 )
                 break
             for row, trainer in zip(run.rows, run.trainers, strict=True):
