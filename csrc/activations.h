@@ -1,8 +1,8 @@
 // sigmoid, tanh and relu for the cells, on host and device.
 //
-// On the host float has its own branch-free code, so that loops over units vectorise; its errors
-// were measured over every float (tests/test_units.py repeats it on a sample): see ULP below.
-// double, and everything on the device, goes to the standard library.
+// On the host float has its own branch-free code, so that loops over units vectorise: tanh within
+// 2 ULP, sigmoid within 3 for |x| <= 87 (tests/test_cells.py, over every 97th float). double, and
+// everything on the device, goes to the standard library.
 #pragma once
 #include <cmath>
 #include <cstdint>

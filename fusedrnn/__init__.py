@@ -4,13 +4,17 @@ from . import init
 from ._backend import backend
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .convert import convert
+from .hierarchy import Hierarchy
 from .modules import GRU, LSTM, RNN
+from .softmax import HierarchicalSoftmax
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GRU",
     "GRUCell",
+    "HierarchicalSoftmax",
+    "Hierarchy",
     "LSTM",
     "LSTMCell",
     "RNN",

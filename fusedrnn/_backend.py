@@ -6,7 +6,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 
 from . import _native
@@ -20,6 +19,7 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
+_HAS_TRITON = find_spec("triton") is not None
 _current = _checked(os.environ.get("FUSEDRNN_BACKEND", "auto"), "FUSEDRNN_BACKEND")
 
 
@@ -33,8 +33,9 @@ def backend(name: str) -> Iterator[None]:
     """Choose the implementation for every fusedrnn call inside a ``with`` block.
 
     Args:
-        name: ``"auto"`` takes the fastest that can serve each call. ``"cuda"``, ``"cpu"``: the native
-            kernels. ``"triton"``: the Triton kernels. ``"reference"``: plain PyTorch, step by step.
+        name: ``"auto"`` takes the fastest that can serve each call. ``"cuda"``, ``"cpu"``: the
+            native kernels. ``"triton"``: the Triton kernels. ``"reference"``: plain PyTorch, step
+            by step.
 
     Raises:
         ValueError: ``name`` is none of these. A call inside the block raises ``RuntimeError`` with
@@ -58,11 +59,6 @@ def backend(name: str) -> Iterator[None]:
         _current = before
 
 
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
 def obstacle(name: str, device: str) -> str | None:
     """Why backend ``name`` cannot run on this type of device at all, or None."""
     if name == "reference":
@@ -75,7 +71,7 @@ def obstacle(name: str, device: str) -> str | None:
         if name == "cuda" and not _native.HAS_CUDA:
             return "the native library was built without CUDA kernels (see `python -m fusedrnn`)"
         return None
-    if not _has_triton():
+    if not _HAS_TRITON:
         return "triton is not installed (pip install triton)"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "the tensors are on cpu, where Triton runs under TRITON_INTERPRET=1 only"
@@ -102,8 +98,8 @@ def choose(device: str, limits: dict[str, str | None]) -> tuple[str, str]:
     if _current != "auto":
         if reason := obstacle(_current, device) or limits.get(_current):
             raise RuntimeError(
-                f"fusedrnn backend {_current!r} was asked for but cannot serve this call: {reason}. "
-                'Use fusedrnn.backend("auto") or unset FUSEDRNN_BACKEND to let it choose.'
+                f"fusedrnn backend {_current!r} was asked for but cannot serve this call: {reason}."
+                ' Use fusedrnn.backend("auto") or unset FUSEDRNN_BACKEND to let it choose.'
             )
         return _current, "asked for"
     passed = []

@@ -98,7 +98,8 @@ class LSTMCell(RecurrentCell):
         dtype: float64, float32, bfloat16 or float16.
         forget_bias: initial value of the sum of the two forget biases; None leaves torch's.
 
-    ``forward(input, hx=None)``: ``input`` ``[B, I]`` or ``[I]``, ``hx`` ``(h, c)``; returns ``(h, c)``.
+    ``forward(input, hx=None)``: ``input`` ``[B, I]`` or ``[I]``, ``hx`` a pair ``(h, c)``, which is
+    what it returns too.
 
     Raises:
         ValueError, RuntimeError: arguments that torch.nn.LSTMCell refuses too.

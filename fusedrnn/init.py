@@ -8,8 +8,8 @@ def _named(rnn: nn.Module, prefix: str) -> list[Tensor]:
     found = [p for name, p in rnn.named_parameters(recurse=False) if name.startswith(prefix)]
     if not found:
         raise ValueError(
-            f"rnn is a {type(rnn).__name__} without parameters named {prefix}*: it must be a recurrent "
-            "layer or cell of fusedrnn or torch.nn (with biases, where a bias is to be set)"
+            f"rnn is a {type(rnn).__name__} without parameters named {prefix}*: it must be a "
+            "recurrent layer or cell of fusedrnn or torch.nn (with biases, if a bias is to be set)"
         )
     return found
 
@@ -39,8 +39,8 @@ def identity_(rnn: nn.Module) -> nn.Module:
     for weight in _named(rnn, "weight_hh"):
         if weight.shape[0] != weight.shape[1]:
             raise ValueError(
-                f"rnn is a {type(rnn).__name__} with weight_hh {tuple(weight.shape)}: the identity is "
-                "for plain RNNs, whose weight_hh is square"
+                f"rnn is a {type(rnn).__name__} with weight_hh {tuple(weight.shape)}: the identity "
+                "is for plain RNNs, whose weight_hh is square"
             )
         nn.init.eye_(weight)
     for weight in _named(rnn, "weight_ih"):

@@ -1,204 +1,12 @@
 """LSTM, GRU and RNN: the signatures, parameters and state_dict of torch.nn."""
 
-import math
-import numbers
-import warnings
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import init, rnn
+from . import init
 from .cells import CELLS
-
-
-class RecurrentLayer(nn.Module):
-    """What LSTM, GRU and RNN share: parameters, checks, and the way to ``rnn.run``.
-
-    A subclass names a cell of the registry; the number of gates and states follows from it.
-    """
-
-    def __init__(
-        self,
-        cell: str,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        _check_sizes(input_size, hidden_size, num_layers, proj_size)
-        _check_options(bias, batch_first, dropout, num_layers)
-        self.cell = cell
-        self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
-        self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
-        self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
-        for layer in range(num_layers):
-            for suffix in self._suffixes(layer):
-                for name, shape in self._shapes(layer).items():
-                    data = torch.empty(shape, device=device, dtype=dtype)
-                    self.register_parameter(name + suffix, nn.Parameter(data))
-        self.reset_parameters()
-
-    def _suffixes(self, layer: int) -> tuple[str, ...]:
-        return (f"_l{layer}", f"_l{layer}_reverse")[: 2 if self.bidirectional else 1]
-
-    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        rows, out = len(CELLS[self.cell].gates) * self.hidden_size, self._out_size()
-        width = out * (2 if self.bidirectional else 1) if layer else self.input_size
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, out)}
-        if self.bias:
-            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-        if self.proj_size:
-            shapes |= {"weight_hr": (self.proj_size, self.hidden_size)}
-        return shapes
-
-    def _out_size(self) -> int:
-        return self.proj_size or self.hidden_size
-
-    def _state_sizes(self) -> tuple[int, ...]:
-        """The width of each state: h has that of the projection."""
-        return self._out_size(), *[self.hidden_size] * (len(CELLS[self.cell].states) - 1)
-
-    def reset_parameters(self) -> None:
-        """Initialise as torch.nn does: uniform within 1/sqrt(hidden_size)."""
-        stdv = 1.0 / math.sqrt(self.hidden_size)
-        for weight in self.parameters():
-            nn.init.uniform_(weight, -stdv, stdv)
-
-    def flatten_parameters(self) -> None:
-        """Do nothing: no kernel here needs the weights in one block of memory."""
-
-    @property
-    def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction, as ``torch.nn.RNNBase.all_weights``."""
-        return [
-            [getattr(self, name + suffix) for name in self._shapes(layer)]
-            for layer in range(self.num_layers)
-            for suffix in self._suffixes(layer)
-        ]
-
-    def _weights(self) -> list[tuple[rnn.Weights, ...]]:
-        return [
-            tuple(
-                rnn.Weights(**{name: getattr(self, name + suffix) for name in self._shapes(layer)})
-                for suffix in self._suffixes(layer)
-            )
-            for layer in range(self.num_layers)
-        ]
-
-    def extra_repr(self) -> str:
-        """The arguments that are not defaults, as torch.nn shows them."""
-        parts = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
-        defaults |= {"dropout": 0.0, "bidirectional": False}
-        shown = {n: getattr(self, n) for n, d in defaults.items() if getattr(self, n) != d}
-        return ", ".join(parts + [f"{n}={v}" for n, v in shown.items()])
-
-    def _forward(
-        self,
-        input: Tensor | PackedSequence,
-        states: tuple[Tensor, ...] | None,
-        lengths: Tensor | None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """All input forms: padded or packed, batched or not, batch first or not."""
-        if isinstance(input, PackedSequence):
-            if lengths is not None:
-                raise ValueError(
-                    "lengths was given with a PackedSequence, which has its own: pass one of the two"
-                )
-            self._check_input(input.data, 2)
-            x, sizes = rnn.unpack(input)
-            states = self._states(states, x, x.shape[1], True)
-            y, states = self._run(x, states, sizes.to(x.device))
-            return rnn.pack(y, sizes, input), states
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
-            )
-        batched = input.dim() == 3
-        x = input if batched else input.unsqueeze(1)
-        if batched and self.batch_first:
-            x = x.transpose(0, 1)
-        self._check_input(x, 3)
-        steps, batch = x.shape[:2]
-        if steps == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        states = self._states(states, x, batch, batched)
-        if lengths is not None:
-            lengths = rnn.checked_lengths(lengths, x, batch, steps)
-        y, states = self._run(x, states, lengths)
-        if not batched:
-            return y.squeeze(1), tuple(s.squeeze(1) for s in states)
-        return y.transpose(0, 1) if self.batch_first else y, states
-
-    def _run(
-        self, x: Tensor, states: tuple[Tensor, ...], lengths: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        p = self.dropout if self.training else 0.0
-        return rnn.run(CELLS[self.cell], x, states, self._weights(), lengths, p)
-
-    def _check_input(self, x: Tensor, dims: int) -> None:
-        weight = self.weight_ih_l0
-        if x.dim() != dims:
-            raise RuntimeError(f"input must have {dims} dimensions, got {x.dim()}")
-        if x.shape[-1] != self.input_size:
-            raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {x.shape[-1]}"
-            )
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). Convert "
-                f"input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
-            )
-        if x.device != weight.device:
-            raise RuntimeError(
-                f"input is on {x.device} and the weights are on {weight.device}: "
-                f"move one of them, e.g. input.to({str(weight.device)!r})"
-            )
-
-    def _states(
-        self, states: tuple[Tensor, ...] | None, x: Tensor, batch: int, batched: bool
-    ) -> tuple[Tensor, ...]:
-        """The initial states, checked, as ``[L*D, B, width]``; zeros where none are given."""
-        count = self.num_layers * (2 if self.bidirectional else 1)
-        sizes = self._state_sizes()
-        if states is None:
-            return tuple(x.new_zeros(count, batch, size) for size in sizes)
-        if len(states) != len(sizes):
-            raise RuntimeError(f"hx must hold {len(sizes)} tensors, got {len(states)}")
-        checked = []
-        for name, state, size in zip(CELLS[self.cell].states, states, sizes, strict=True):
-            if state.dim() != (3 if batched else 2):
-                raise RuntimeError(
-                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx should also be "
-                    f"{3 if batched else 2}-D but {name} is a {state.dim()}-D tensor"
-                )
-            state = state if batched else state.unsqueeze(1)
-            if state.shape != (count, batch, size):
-                raise RuntimeError(
-                    f"Expected hidden size {(count, batch, size)} for {name} in hx, "
-                    f"got {list(state.shape)}"
-                )
-            if state.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise RuntimeError(
-                    f"{name} in hx has dtype {state.dtype} and input has {x.dtype}: they must be "
-                    f"the same, e.g. {name}.to({x.dtype})"
-                )
-            if state.device != x.device:
-                raise RuntimeError(
-                    f"{name} in hx is on {state.device} and input is on {x.device}: "
-                    f"move one of them, e.g. {name}.to({str(x.device)!r})"
-                )
-            checked.append(state)
-        return tuple(checked)
+from .layer import RecurrentLayer
 
 
 class LSTM(RecurrentLayer):
@@ -219,13 +27,13 @@ class LSTM(RecurrentLayer):
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16. The 16-bit types accumulate in float32 and
             keep the cell state in float32 between steps.
-        forget_bias: initial value of the SUM of the two forget biases (1.0: Jozefowicz et al. 2015);
-            None leaves torch's uniform initialisation.
+        forget_bias: initial value of the SUM of the two forget biases (1.0: Jozefowicz et al.
+            2015); None leaves torch's uniform initialisation.
 
     ``forward(input, hx=None, *, lengths=None)``: ``input`` is ``[T, B, I]`` (``[B, T, I]`` with
     ``batch_first``), ``[T, I]`` or a PackedSequence; ``hx`` is ``(h0, c0)``, ``[L*D, B, P]`` and
-    ``[L*D, B, H]``; ``lengths`` holds the length of each row of a padded batch, in any order: rows keep
-    their state after their end, and their output is zero there. Returns ``output, (hn, cn)``.
+    ``[L*D, B, H]``; ``lengths`` holds the length of each row of a padded batch, in any order: rows
+    keep their state after their end, and their output is zero there. Returns ``output, (hn, cn)``.
 
     Raises:
         ValueError, RuntimeError, TypeError: arguments that torch.nn.LSTM refuses too.
@@ -419,39 +227,3 @@ def checked_nonlinearity(name: str) -> str:
         known = ", ".join(repr(n[4:]) for n in CELLS if n.startswith("rnn_"))
         raise ValueError(f"Unknown nonlinearity {name!r}: it must be one of {known}")
     return name
-
-
-def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
-    given = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-    for name, value in (given | {"proj_size": proj_size}).items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-    for name in ("hidden_size", "num_layers"):
-        if given[name] <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {given[name]}")
-    if proj_size < 0:
-        raise ValueError(
-            f"proj_size should be a positive integer or zero to disable projections, got {proj_size}"
-        )
-    if proj_size >= hidden_size:
-        raise ValueError(
-            f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}"
-        )
-
-
-def _check_options(bias: bool, batch_first: bool, dropout: float, num_layers: int) -> None:
-    for name, value in (("bias", bias), ("batch_first", batch_first)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-    number = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
-    if not number or not 0 <= dropout <= 1:
-        raise ValueError(
-            f"dropout should be a number in range [0, 1] representing the probability of an element "
-            f"being zeroed, got {dropout!r}"
-        )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
-            stacklevel=4,
-        )

@@ -1,8 +1,8 @@
 """The sequence op: schemas, fake kernels, autograd, and the choice of a backend.
 
-One op runs one direction of one recurrent layer over a whole sequence. ``native`` is implemented by
-the C++ library (CPU and CUDA), ``triton`` by fusedrnn.triton; the reference is plain PyTorch and needs
-no op. Sizes: T steps, B batch rows, H units, P the width of h (H, or the projection's size),
+One op runs one direction of one recurrent layer over a whole sequence. ``native`` is implemented
+by the C++ library (CPU and CUDA), ``triton`` by fusedrnn.triton; the reference is plain PyTorch and
+needs no op. Sizes: T steps, B batch rows, H units, P the width of h (H, or the projection's size),
 G gates, S states, K saved values, D gradient vectors (fusedrnn/cells).
 """
 
@@ -13,16 +13,17 @@ from torch.autograd.function import once_differentiable
 from . import _backend, _native, reference
 from .cells import CELLS, Cell
 from .reference import state_dtype
+from .triton import sequence as triton_sequence
 
 _FORWARD = (
-    "(str cell, Tensor gx, Tensor weight_hh, Tensor? bias_hh, Tensor? weight_hr, Tensor h0, Tensor c0,"
-    " Tensor? lengths, bool reverse, bool save)"
+    "(str cell, Tensor gx, Tensor weight_hh, Tensor? bias_hh, Tensor? weight_hr, Tensor h0,"
+    " Tensor c0, Tensor? lengths, bool reverse, bool save)"
     " -> (Tensor y, Tensor hn, Tensor cn, Tensor saved, Tensor cells, Tensor hidden)"
 )
 _BACKWARD = (
     "(str cell, Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor y, Tensor h0, Tensor c0,"
-    " Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, bool reverse, Tensor saved, Tensor cells)"
-    " -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh)"
+    " Tensor weight_hh, Tensor? weight_hr, Tensor? lengths, bool reverse, Tensor saved,"
+    " Tensor cells) -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh)"
 )
 
 
@@ -87,7 +88,7 @@ for _overload in ("native", "triton"):
 class Sequence(torch.autograd.Function):
     """The native and Triton ops with gradients: the loop in backward, then large products.
 
-    Saves for backward what the forward op left; nothing of it is changed, so backward may run twice.
+    Saves for backward what the forward op left; nothing of it is changed: backward may run twice.
     """
 
     @staticmethod
@@ -199,7 +200,8 @@ def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | N
     reason = None
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
-    return {"cpu": reason, "cuda": reason, "triton": reason}
+    triton = triton_sequence.limit(cell, dtype, projection)
+    return {"cpu": reason, "cuda": reason, "triton": triton}
 
 
 def sequence(
@@ -223,8 +225,8 @@ def sequence(
         weight_hr: ``[P, H]``, the projection, or None.
         h0: ``[B, P]``.
         c0: ``[S-1, B, H]``, the other states; empty for a cell that has only h.
-        lengths: int64 ``[B]``; row b takes part in steps t < lengths[b], keeps its state after, and its
-            y is zero there. None: all rows are T long.
+        lengths: int64 ``[B]``; row b takes part in steps t < lengths[b], keeps its state after, and
+            its y is zero there. None: all rows are T long.
         reverse: from the last step to the first; each row begins at its own end.
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones

@@ -40,8 +40,8 @@ def run(
     Args:
         cell: which recurrence.
         x: ``[T, B, I]``.
-        states: the first state ``[L*D, B, P]``, then the others ``[L*D, B, H]``; layer by layer, and
-            within a layer the forward direction first, as torch.nn orders them.
+        states: the first state ``[L*D, B, P]``, then the others ``[L*D, B, H]``; layer by layer,
+            and within a layer the forward direction first, as torch.nn orders them.
         layers: the weights, one tuple a layer with one entry a direction.
         lengths: int64 ``[B]`` on the device of ``x``, or None.
         dropout_p: dropout on the output of every layer but the last.
@@ -114,6 +114,7 @@ def checked_lengths(lengths: object, x: Tensor, batch: int, steps: int) -> Tenso
         low, high = int(lengths.min()), int(lengths.max())
         if low < 1 or high > steps:
             raise ValueError(
-                f"lengths range from {low} to {high}; each must be in 1..{steps}, the number of steps"
+                f"lengths range from {low} to {high}; "
+                f"each must be in 1..{steps}, the number of steps"
             )
     return lengths.to(x.device, torch.int64, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Problems that the tests share: layer options, odd sizes, and torch.nn twins with equal weights."""
+"""Problems that the tests share: layer options, and torch.nn twins with equal weights."""
 
 import copy
 from itertools import product
@@ -52,8 +52,8 @@ def twins(
 def keep_off_the_kink(rnn: nn.Module) -> None:
     """Make every unit clearly active, every third one clearly not (with positive inputs).
 
-    relu's gradient jumps where a preactivation rounds across zero: there an error says nothing about
-    how exact an implementation is.
+    relu's gradient jumps where a preactivation rounds across zero: there an error says nothing
+    about how exact an implementation is.
     """
     for name, p in rnn.named_parameters():
         p.abs_()

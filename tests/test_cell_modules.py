@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
+from exactness import assert_close64, assert_exact
+from samples import keep_off_the_kink, run
 from torch import nn
 
 import fusedrnn
-from exactness import assert_close64, assert_exact
-from samples import keep_off_the_kink, run
 
 CELLS = {
     "lstm": (nn.LSTMCell, fusedrnn.LSTMCell, {}),

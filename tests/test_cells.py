@@ -1,4 +1,4 @@
-"""The registry: Python's records against the library's, and each C++ unit against finite differences."""
+"""The registry: Python's records against the library's; C++ units against finite differences."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,11 @@ def test_records_agree_with_the_library():
 
 def random(cell, seed=0):
     g = np.random.default_rng(seed)
-    return g.normal(size=len(cell.gates)), g.normal(size=len(cell.states)), g.normal(size=len(cell.gates))
+    return (
+        g.normal(size=len(cell.gates)),
+        g.normal(size=len(cell.states)),
+        g.normal(size=len(cell.gates)),
+    )
 
 
 def forward(cell, x, s, w):
@@ -79,7 +83,7 @@ def floats(low, high, stride):
 
 
 def test_activations_errors_in_ulp():
-    """Over every 97th float32: tanh and sigmoid within the bounds that csrc/activations.h states."""
+    """Over every 97th float32: within the bounds that csrc/activations.h states."""
     positive = floats(1e-38, 88.0, 97)
     x = np.concatenate([positive, -positive])
     wide = x.astype(np.float64)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from exactness import assert_close64
 from torch import nn
 
 import fusedrnn
-from exactness import assert_close64
 
 
 class Own(nn.LSTM):
@@ -20,7 +20,9 @@ class Model(nn.Module):
         self.shared = nn.LSTM(10, 10, batch_first=True, proj_size=0, bias=False)
         self.again = self.shared
         self.inner = nn.Sequential(nn.Linear(10, 6), nn.RNN(6, 4, nonlinearity="relu"))
-        self.cells = nn.ModuleList([nn.LSTMCell(4, 4), nn.GRUCell(4, 4, bias=False), nn.RNNCell(4, 4)])
+        self.cells = nn.ModuleList(
+            [nn.LSTMCell(4, 4), nn.GRUCell(4, 4, bias=False), nn.RNNCell(4, 4)]
+        )
         self.own = Own(4, 4)
         self.normed = nn.utils.parametrizations.weight_norm(nn.GRU(4, 4), "weight_hh_l0")
         self.tied = nn.RNN(4, 4)

@@ -16,7 +16,11 @@ CONSTRUCTOR = [
     (lambda: fusedrnn.LSTM(3, 2, batch_first=1), TypeError, "batch_first should be of type bool"),
     (lambda: fusedrnn.LSTM(3, 2, proj_size=2), ValueError, "smaller than hidden_size, got 2 and 2"),
     (lambda: fusedrnn.LSTM(3, 2, proj_size=-1), ValueError, "positive integer or zero"),
-    (lambda: fusedrnn.RNN(3, 2, nonlinearity="gelu"), ValueError, "'gelu': it must be one of 'tanh'"),
+    (
+        lambda: fusedrnn.RNN(3, 2, nonlinearity="gelu"),
+        ValueError,
+        "'gelu': it must be one of 'tanh'",
+    ),
     (lambda: fusedrnn.RNNCell(3, 2, nonlinearity="x"), ValueError, "must be one of 'tanh'"),
     (lambda: fusedrnn.GRU(3, 2, proj_size=1), TypeError, "proj_size"),
     (lambda: fusedrnn.GRUCell(3, 0), ValueError, "hidden_size must be a positive integer"),
@@ -38,7 +42,11 @@ h, x = torch.zeros(1, 2, 5), torch.zeros(4, 2, 3)
 FORWARD = [
     (lambda m: m(torch.zeros(4, 2, 2)), RuntimeError, r"input.size\(-1\).*Expected 3, got 2"),
     (lambda m: m(torch.zeros(3)), ValueError, "Expected input to be 2D or 3D, got 1D"),
-    (lambda m: m(x.double()), ValueError, r"input dtype \(torch.float64\).*model.to\(torch.float64"),
+    (
+        lambda m: m(x.double()),
+        ValueError,
+        r"input dtype \(torch.float64\).*model.to\(torch.float64",
+    ),
     (lambda m: m(x.to("meta")), RuntimeError, "input is on meta and the weights are on cpu"),
     (lambda m: m(x, (h,)), RuntimeError, "hx must hold 2 tensors, got 1"),
     (lambda m: m(x, (h, h[0])), RuntimeError, "hx should also be 3-D but c is a 2-D"),

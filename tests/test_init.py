@@ -13,7 +13,9 @@ def test_identity(cls):
     rnn = identity_(cls(4, 4, 2, nonlinearity="relu", bidirectional=True))
     assert torch.equal(rnn.weight_hh_l1_reverse, torch.eye(4))
     assert torch.equal(rnn.weight_ih_l0, torch.eye(4))
-    assert rnn.weight_ih_l1.shape == (4, 8) and not torch.equal(rnn.weight_ih_l1[:, :4], torch.eye(4))
+    assert rnn.weight_ih_l1.shape == (4, 8) and not torch.equal(
+        rnn.weight_ih_l1[:, :4], torch.eye(4)
+    )
     assert not rnn.bias_ih_l0.any() and not rnn.bias_hh_l1.any()
 
 
@@ -45,7 +47,9 @@ def test_forget_bias_option_touches_only_the_forget_gate():
             continue
         assert torch.equal(a[2:4], torch.full((2,), 1.0 if name.startswith("bias_ih") else 0.0))
         assert torch.equal(a[:2], b[:2]) and torch.equal(a[4:], b[4:])
-    assert torch.equal(fusedrnn.LSTMCell(3, 2, forget_bias=2.0).bias_ih[2:4], torch.tensor([2.0, 2.0]))
+    assert torch.equal(
+        fusedrnn.LSTMCell(3, 2, forget_bias=2.0).bias_ih[2:4], torch.tensor([2.0, 2.0])
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""torch.compile, autocast, DistributedDataParallel, checkpointing: the company that modules keep."""
+"""torch.compile, autocast, DistributedDataParallel, checkpointing: what modules live with."""
 
 import os
 import subprocess
@@ -7,11 +7,11 @@ import textwrap
 
 import pytest
 import torch
+from samples import run
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fusedrnn
 from fusedrnn import _native
-from samples import run
 
 MODULES = {
     "lstm": lambda: fusedrnn.LSTM(3, 5, num_layers=2, bidirectional=True, dropout=0.0),
@@ -31,7 +31,7 @@ CELLS = {
 
 @pytest.mark.parametrize("name", [*MODULES, *CELLS])
 def test_compile_fullgraph_equals_eager(name, device):
-    """Traced in one graph, forward and backward; aot_eager runs the graph without code generation."""
+    """Traced in one graph, forward and backward; aot_eager runs it without code generation."""
     module = ({**MODULES, **CELLS})[name]().to(device)
     size = (4, 3) if name in CELLS else (4, 2, 3)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from exactness import assert_close64
+from samples import CASES, LAYERS, case_id, twins
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fusedrnn
-from exactness import assert_close64
-from samples import CASES, LAYERS, case_id, run, twins
 
 LENGTHS = [3, 6, 1, 4]
 
@@ -44,7 +44,7 @@ def test_packed_takes_initial_states_in_the_batchs_order(name, device):
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_lengths_equal_packed(case, device):
-    """A padded batch with lengths= gives what packing, running and padding gives; padding counts not."""
+    """A padded batch with lengths= gives what packing, running and padding gives."""
     name, options = case
     ours, _, _ = twins(name, (5, 7), torch.float64, device, **options)
     batch_first = bool(options.get("batch_first"))

@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
+from exactness import assert_close64, assert_exact
+from samples import CASES, LAYERS, case_id, random_input, run, twins
 from torch import nn
 
 import fusedrnn
-from exactness import assert_close64, assert_exact
-from samples import CASES, LAYERS, case_id, random_input, run, twins
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)

@@ -1,11 +1,11 @@
-"""The sequence op itself: every cell of the registry against the reference, gradients by gradcheck."""
+"""The sequence op: every cell of the registry against the reference, gradients by gradcheck."""
 
 import pytest
 import torch
+from exactness import assert_close64
 from torch.library import opcheck
 
 import fusedrnn
-from exactness import assert_close64
 from fusedrnn import _native, ops, reference
 from fusedrnn.cells import CELLS
 
@@ -37,7 +37,9 @@ def run(cell, tensors, lengths, reverse):
     live = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
     outs, grads = zip(*live, strict=True)
     values = torch.autograd.grad(outs, wrt, grads, allow_unused=True)
-    return outputs, [torch.zeros_like(t) if v is None else v for v, t in zip(values, wrt)]
+    return outputs, [
+        torch.zeros_like(t) if v is None else v for v, t in zip(values, wrt, strict=True)
+    ]
 
 
 @cells
@@ -66,7 +68,7 @@ def test_gradcheck_of_the_native_kernel(cell, reverse, ragged):
         tensors = problem(cell, 3, 3, 5, P=width)
         wrt = [t for t in tensors if t is not None and t.numel()]
 
-        def call(*values):
+        def call(*values, tensors=tensors):
             it = iter(values)
             filled = [t if t is None or not t.numel() else next(it) for t in tensors]
             y, hn, cn = ops.sequence(cell, *filled, lengths, reverse)

@@ -2,24 +2,36 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
+
+from ..triton.lazy import Twin
 
 
 @dataclass(frozen=True, eq=False)
 class TritonCell:
-    """``@triton.jit`` twins of the C++ functions in csrc/cell.h, with tuples for arrays.
+    """Triton twins of the functions in csrc/cell.h, decorated with ``fusedrnn.triton.lazy.jit``.
 
-    forward(x, u, s) -> (out, saved);  backward(saved, s, out, dout) -> (d, ds).
-    With a second product also operand(x, u, s) -> (p, saved) before it, where forward then takes
-    (x, u, s, saved), and backward_operand(saved, s, dp, d, ds) -> (d, ds) after backward.
+    They take and return tuples where C++ has arrays; each entry is a ``[rows, units]`` tile, in
+    float32 or float64. A plain number may stand for a constant tile::
+
+        forward(x, u, s) -> (out, saved)
+        backward(saved, s, out, dout) -> (d, ds)
+
+    With a second product ``operand`` runs before it and ``forward`` after it; likewise in backward.
+    Of ``u`` only the gates of the product at hand may be used; ``saved[Cell.operand]`` is what
+    enters the second one::
+
+        operand(x, u, s) -> saved
+        forward(x, u, s, saved) -> (out, saved)
+        backward(saved, s, out, dout) -> (d, ds)
+        backward_operand(saved, s, dp, d, ds) -> (d, ds)
     """
 
-    forward: Any
-    backward: Any
-    operand: Any = None
-    backward_operand: Any = None
+    forward: Twin
+    backward: Twin
+    operand: Twin | None = None
+    backward_operand: Twin | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +41,15 @@ class Cell:
     Attributes:
         name: the name that the ops and the C++ struct use.
         gates: the gates in the order of the rows of ``weight_ih`` and ``weight_hh``.
-        states: what travels from step to step; the first is ``h``, the one that meets ``weight_hh``.
+        states: what travels from step to step; the first is ``h``, which meets ``weight_hh``.
         saved: what forward leaves for backward, per unit and step.
         h_grad: for each gate, which of backward's gradient vectors is that of its h-preactivation
             (vector ``g`` is that of the x-preactivation of gate ``g``).
-        reference: the maths in PyTorch, ``reference(x, states, recur) -> new states``. ``x`` holds one
-            ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh`` likewise, and
+        reference: the maths in PyTorch, ``reference(x, states, recur) -> new states``. ``x`` holds
+            one ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh`` likewise, and
             ``recur(v, first, last)`` only gates first..last-1, of a ``v`` of the cell's own.
-        triton: the same for the Triton kernels, or None where Triton is not installed.
-        second: how many of the last gates take a second recurrent product, of the cell's own operand.
+        triton: the same for the Triton kernels, forward and backward.
+        second: how many of the last gates take a second product, of the cell's own operand.
         operand: which entry of ``saved`` is that operand.
     """
 

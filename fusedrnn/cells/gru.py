@@ -2,18 +2,34 @@
 
 from torch import Tensor, sigmoid, tanh
 
-from ._base import Cell
+from ..triton.lazy import jit
+from ._base import Cell, TritonCell
 
 
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
 ) -> tuple[Tensor, ...]:
-    """N = tanh(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
+    """One step: n = tanh(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
     (h,) = states
     u = recur(h)
     r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
     n = tanh(x[2] + r * u[2])
     return ((1 - z) * n + z * h,)
+
+
+@jit
+def _forward(x, u, s):
+    r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
+    n = tanh(x[2] + r * u[2])
+    return ((1 - z) * n + z * s[0],), (r, z, n, u[2])
+
+
+@jit
+def _backward(saved, s, out, dout):
+    r, z, n, q = saved
+    dn = dout[0] * (1 - z) * (1 - n * n)
+    dr, dz = dn * q * r * (1 - r), dout[0] * (s[0] - n) * z * (1 - z)
+    return (dr, dz, dn, dn * r), (dout[0] * z,)
 
 
 CELL = Cell(
@@ -23,4 +39,5 @@ CELL = Cell(
     saved=("r", "z", "n", "q"),
     h_grad=(0, 1, 3),
     reference=reference,
+    triton=TritonCell(_forward, _backward),
 )

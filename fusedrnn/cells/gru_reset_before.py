@@ -2,19 +2,46 @@
 
 from torch import Tensor, sigmoid, tanh
 
-from ._base import Cell
+from ..triton.lazy import jit
+from ._base import Cell, TritonCell
 
 
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
 ) -> tuple[Tensor, ...]:
-    """N = tanh(x_n + U_n p + b'_n),  p = r * h',  h = (1 - z) * n + z * h'."""
+    """One step: n = tanh(x_n + U_n p + b'_n),  p = r * h',  h = (1 - z) * n + z * h'."""
     (h,) = states
     u_r, u_z = recur(h, 0, 2)
     r, z = sigmoid(x[0] + u_r), sigmoid(x[1] + u_z)
     (u_n,) = recur(r * h, 2, 3)
     n = tanh(x[2] + u_n)
     return ((1 - z) * n + z * h,)
+
+
+@jit
+def _operand(x, u, s):
+    r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
+    return r, z, 0.0, r * s[0]
+
+
+@jit
+def _forward(x, u, s, saved):
+    r, z, _, p = saved
+    n = tanh(x[2] + u[2])
+    return ((1 - z) * n + z * s[0],), (r, z, n, p)
+
+
+@jit
+def _backward(saved, s, out, dout):
+    z, n = saved[1], saved[2]
+    dz, dn = dout[0] * (s[0] - n) * z * (1 - z), dout[0] * (1 - z) * (1 - n * n)
+    return (0.0, dz, dn), (dout[0] * z,)
+
+
+@jit
+def _backward_operand(saved, s, dp, d, ds):
+    r = saved[0]
+    return (dp * s[0] * r * (1 - r), d[1], d[2]), (ds[0] + dp * r,)
 
 
 CELL = Cell(
@@ -24,6 +51,7 @@ CELL = Cell(
     saved=("r", "z", "n", "p"),
     h_grad=(0, 1, 2),
     reference=reference,
+    triton=TritonCell(_forward, _backward, _operand, _backward_operand),
     second=1,
     operand=3,
 )

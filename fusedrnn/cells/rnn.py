@@ -1,22 +1,58 @@
-"""Elman RNN, h = g(W x + b + U h' + b'): tanh and relu as torch.nn.RNN, and sigmoid (Elman 1990)."""
+"""Elman RNN (1990), h = g(W x + b + U h' + b'): tanh and relu as torch.nn.RNN, and sigmoid."""
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+from torch import Tensor, relu, sigmoid, tanh
 
-from ._base import Cell
+from ..triton.lazy import Twin, jit
+from ._base import Cell, TritonCell
 
 
-def _cell(name: str, g: Callable[[Tensor], Tensor]) -> Cell:
+def _cell(name: str, g: Callable[[Tensor], Tensor], forward: Twin, backward: Twin) -> Cell:
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
     ) -> tuple[Tensor, ...]:
         return (g(x[0] + recur(states[0])[0]),)
 
-    return Cell(name, ("h",), ("h",), ("h",), (0,), reference)
+    return Cell(name, ("h",), ("h",), ("h",), (0,), reference, TritonCell(forward, backward))
 
 
-TANH = _cell("rnn_tanh", torch.tanh)
-RELU = _cell("rnn_relu", torch.relu)
-SIGMOID = _cell("rnn_sigmoid", torch.sigmoid)
+@jit
+def _tanh(x, u, s):
+    h = tanh(x[0] + u[0])
+    return (h,), (h,)
+
+
+@jit
+def _tanh_backward(saved, s, out, dout):
+    h = saved[0]
+    return (dout[0] * (1 - h * h),), (0.0,)
+
+
+@jit
+def _relu(x, u, s):
+    h = relu(x[0] + u[0])
+    return (h,), (h,)
+
+
+@jit
+def _relu_backward(saved, s, out, dout):
+    h = saved[0]
+    return (dout[0] * (h > 0),), (0.0,)
+
+
+@jit
+def _sigmoid(x, u, s):
+    h = sigmoid(x[0] + u[0])
+    return (h,), (h,)
+
+
+@jit
+def _sigmoid_backward(saved, s, out, dout):
+    h = saved[0]
+    return (dout[0] * (h * (1 - h)),), (0.0,)
+
+
+TANH = _cell("rnn_tanh", tanh, _tanh, _tanh_backward)
+RELU = _cell("rnn_relu", relu, _relu, _relu_backward)
+SIGMOID = _cell("rnn_sigmoid", sigmoid, _sigmoid, _sigmoid_backward)

@@ -1,0 +1,175 @@
+// The softmax backward on the CPU. With G = d log p / dz as forward left it and d the gradient of
+// each token's log p:
+//   dx_t = d_t sum_r G[r, t] w_r       tasks: blocks of sorted tokens (and of columns when those are few)
+//   dw_r = sum_t G[r, t] d_t x_t       tasks: chunks of a node's rows; each row is written once
+//   db_r = sum_t G[r, t] d_t           column H of the tokens' rows holds d_t
+#pragma once
+#include "softmax_common.h"
+
+namespace fusedrnn {
+inline namespace FRNN_ISA {
+
+template <class D>
+class SoftmaxBackwardPass {
+  using A = State<D>;
+  static constexpr int64_t L = kLanes<A>, B = kPanels * L, lanes = Vector<A>::lanes;
+
+  struct Task {
+    const SoftmaxVisit* visit;  // null: rows that no token met, to be cleared
+    int64_t row, rows;          // of the weight matrix
+  };
+
+ public:
+  SoftmaxBackwardPass(const SoftmaxBackward& args, const SoftmaxPlan& plan)
+      : a(args), p(plan), N(a.n.N), H(a.n.H), ld(row_stride<A>(H + 1)), xs(N * ld),
+        tasks(list_tasks(nullptr)) {}
+
+  bool allocated() {
+    if (!(xs && tasks)) return false;
+    count_ = list_tasks(tasks.get());
+    return true;
+  }
+  bool failed() const { return failed_; }
+
+  // Called by every thread of a team.
+  void run() {
+    Scratch<A> local(kRows * ld);
+    if (!local) failed_ = true;
+#pragma omp barrier
+    if (failed_) return;
+    if (a.dinput) input_grads(local.get());
+    if (a.dweight || a.dbias) weight_grads(local.get());
+  }
+
+ private:
+  const A* grad() const { return static_cast<const A*>(a.grad); }
+
+  void input_grads(A* local) {
+#pragma omp for
+    for (int64_t i = 0; i < N; ++i) std::memset(xs.get() + i * ld, 0, ld * sizeof(A));
+    const int64_t vectors = (H + lanes - 1) / lanes, blocks = (N + B - 1) / B;
+    const int64_t wanted = (2 * omp_get_num_threads() + blocks - 1) / (blocks ? blocks : 1);
+    const int64_t most = (vectors + kTileVectors - 1) / kTileVectors;
+    const int64_t step = (most + least(wanted, most) - 1) / least(wanted, most) * kTileVectors;
+    const int64_t parts = (vectors + step - 1) / step;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t t = 0; t < blocks * parts; ++t) {
+      const int64_t first = t % parts * step;
+      input_block(t / parts * B, least(N, t / parts * B + B), first * lanes,
+                  least(step, vectors - first), local);
+    }
+#pragma omp for
+    for (int64_t i = 0; i < N; ++i) {
+      A* row = xs.get() + i * ld;
+      const A d = grad()[p.order[i]];
+      for (int64_t h = 0; h < H; ++h) row[h] *= d;
+      store_row(row, H, static_cast<D*>(a.dinput) + p.order[i] * H);
+    }
+  }
+
+  // Sorted tokens [begin, end), columns from `column` on: all nodes they pass through, root first.
+  void input_block(int64_t begin, int64_t end, int64_t column, int64_t vectors, A* w) {
+    const int64_t columns = vectors * lanes, valid = least(columns, H - column);
+    for (int64_t v = 0; v < p.count;) {
+      const SoftmaxVisit& visit = p.visits[v];
+      if (visit.begin >= end) return;
+      if (visit.end <= begin) {
+        v = visit.next;
+        continue;
+      }
+      for (int64_t r = 0; r < visit.rows; r += kRows) {
+        const int64_t rows = least(kRows, visit.rows - r);
+        const D* weight = static_cast<const D*>(a.weight) + (visit.row + r) * H + column;
+        for (int64_t i = 0; i < rows; ++i) {
+          load_row(weight + i * H, valid, w + i * ld);
+          for (int64_t c = valid; c < columns; ++c) w[i * ld + c] = 0;
+        }
+        panels(visit, begin, end, [&](int64_t token, int64_t count, const A* g, int64_t width) {
+          multiply(count, vectors, rows, Strided<A>{g + r * width, 1, width}, w, ld,
+                   xs.get() + token * ld + column, ld);
+        });
+      }
+      ++v;
+    }
+  }
+
+  // Calls f(sorted token, tokens, their G at the node's row 0, G's row stride) for each panel of the
+  // visit that has tokens in [begin, end).
+  template <class F>
+  void panels(const SoftmaxVisit& visit, int64_t begin, int64_t end, F f) const {
+    const int64_t T = visit.end - visit.begin, last = least(end, visit.end) - visit.begin;
+    for (int64_t t = begin > visit.begin ? begin - visit.begin : 0; t < last;) {
+      const int64_t start = t / L * L, width = least(L, T - start), stop = least(start + width, last);
+      const A* g = static_cast<const A*>(a.saved) + visit.saved + start * visit.rows + (t - start);
+      f(visit.begin + t, stop - t, g, width);
+      t = stop;
+    }
+  }
+
+  void weight_grads(A* local) {
+#pragma omp for
+    for (int64_t i = 0; i < N; ++i) {
+      const A d = grad()[p.order[i]];
+      A* row = xs.get() + i * ld;
+      load_row(static_cast<const D*>(a.input) + p.order[i] * H, H, row);
+      for (int64_t h = 0; h < H; ++h) row[h] *= d;
+      row[H] = d;
+      for (int64_t h = H + 1; h < ld; ++h) row[h] = 0;
+    }
+    const int64_t batch = 1 + count_ / (64 * omp_get_num_threads());
+#pragma omp for schedule(dynamic, batch)
+    for (int64_t t = 0; t < count_; ++t) rows_of(tasks.get()[t], local);
+  }
+
+  void rows_of(const Task& t, A* sum) {
+    D* dweight = a.dweight ? static_cast<D*>(a.dweight) + t.row * H : nullptr;
+    D* dbias = a.dbias ? static_cast<D*>(a.dbias) + t.row : nullptr;
+    if (!t.visit) {
+      if (dweight) std::memset(dweight, 0, t.rows * H * sizeof(D));
+      if (dbias) std::memset(dbias, 0, t.rows * sizeof(D));
+      return;
+    }
+    // Without dW only the vector that holds column H is needed.
+    const int64_t column = dweight ? 0 : H / lanes * lanes;
+    const int64_t stop = dbias ? H + 1 : H, vectors = (stop - column + lanes - 1) / lanes;
+    for (int64_t i = 0; i < t.rows; ++i)
+      std::memset(sum + i * ld + column, 0, vectors * lanes * sizeof(A));
+    const int64_t r = t.row - t.visit->row;
+    panels(*t.visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
+      multiply(t.rows, vectors, count, Strided<A>{g + r * width, width, 1},
+               xs.get() + token * ld + column, ld, sum + column, ld);
+    });
+    for (int64_t i = 0; i < t.rows; ++i) {
+      if (dweight) store_row(sum + i * ld, H, dweight + i * H);
+      if (dbias) store(dbias[i], sum[i * ld + H]);
+    }
+  }
+
+  // All rows of the matrix in order: those of visited nodes, and the gaps between them. Counts only
+  // when out is null.
+  int64_t list_tasks(Task* out) const {
+    constexpr int64_t kClear = 1024;
+    int64_t count = 0, row = 0;
+    const auto add = [&](const SoftmaxVisit* visit, int64_t end, int64_t step) {
+      for (; row < end; row += least(step, end - row), ++count)
+        if (out) out[count] = {visit, row, least(step, end - row)};
+    };
+    for (int64_t v = 0; v < p.count; ++v) {
+      add(nullptr, p.visits[v].row, kClear);
+      add(&p.visits[v], p.visits[v].row + p.visits[v].rows, kRows);
+    }
+    add(nullptr, a.tree.rows, kClear);
+    return count;
+  }
+
+  const SoftmaxBackward& a;
+  const SoftmaxPlan& p;
+  const int64_t N, H, ld;
+  int64_t count_ = 0;
+  bool failed_ = false;
+  Scratch<A> xs;
+  Scratch<Task> tasks;
+};
+
+}  // namespace FRNN_ISA
+}  // namespace fusedrnn

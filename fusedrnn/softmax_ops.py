@@ -1,0 +1,153 @@
+"""The hierarchical softmax op: schemas, fake kernels, autograd, and the choice of a backend.
+
+    log p(word) = sum over the nodes on the word's path of log p(branch | node)
+
+``native`` is implemented by the C++ library (CPU); the reference is plain PyTorch and needs no op.
+Sizes: N tokens, H features, V words, M nodes, R weight rows, E = V + M - 1 branches.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _backend, _native, softmax_reference
+from ._trees import Tree
+from .reference import state_dtype
+
+_TREE = "Tensor leaf_rank, Tensor node_rows, Tensor node_branches, Tensor branch_leaf, Tensor branch_node"
+_native.LIBRARY.define(
+    "hierarchical_softmax_forward.native(Tensor input, Tensor weight, Tensor? bias, Tensor target, "
+    f"{_TREE}, int path_rows, bool save) -> (Tensor output, Tensor saved)"
+)
+_native.LIBRARY.define(
+    "hierarchical_softmax_backward.native(Tensor grad, Tensor input, Tensor weight, Tensor target, "
+    f"{_TREE}, Tensor saved, bool need_input, bool need_weight, bool need_bias)"
+    " -> (Tensor dinput, Tensor dweight, Tensor dbias)"
+)
+
+
+@torch.library.register_fake("fusedrnn::hierarchical_softmax_forward.native")
+def _fake_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    leaf_rank: Tensor,
+    node_rows: Tensor,
+    node_branches: Tensor,
+    branch_leaf: Tensor,
+    branch_node: Tensor,
+    path_rows: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    N, wide = input.shape[0], state_dtype(input.dtype)
+    saved = input.new_empty(N if save else 0, path_rows, dtype=wide)
+    return input.new_empty(N, dtype=wide), saved
+
+
+@torch.library.register_fake("fusedrnn::hierarchical_softmax_backward.native")
+def _fake_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    leaf_rank: Tensor,
+    node_rows: Tensor,
+    node_branches: Tensor,
+    branch_leaf: Tensor,
+    branch_node: Tensor,
+    saved: Tensor,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (N, H), R = input.shape, weight.shape[0]
+    return (
+        input.new_empty(N if need_input else 0, H),
+        weight.new_empty(R if need_weight else 0, H),
+        weight.new_empty(R if need_bias else 0),
+    )
+
+
+class TargetLogProb(torch.autograd.Function):
+    """The native op with gradients of input, weight and bias: those that are needed."""
+
+    @staticmethod
+    def forward(
+        ctx: object,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        path_rows: int,
+        *tree: Tensor,
+    ) -> Tensor:
+        """Run the forward op, saving for backward."""
+        output, saved = torch.ops.fusedrnn.hierarchical_softmax_forward.native(
+            input, weight, bias, target, *tree, path_rows, True
+        )
+        ctx.save_for_backward(input, weight, target, saved, *tree)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Run the backward op; it writes only what is needed."""
+        input, weight, target, saved, *tree = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        grads = torch.ops.fusedrnn.hierarchical_softmax_backward.native(
+            grad, input, weight, target, *tree, saved, *needs
+        )
+        return *(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 7
+
+
+def softmax_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
+    """For each backend, why it cannot serve the hierarchical softmax on such tensors, or None.
+
+    Args:
+        device: the type of device the tensors are on, as ``torch.device.type``.
+        dtype: that of input and weight.
+    """
+    native = "no kernel of the hierarchical softmax is written for it yet"
+    reason = None
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
+    return {"cpu": reason, "cuda": native, "triton": native}
+
+
+def target_log_prob(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    tree: Tree,
+    path_rows: int,
+    depth: int,
+) -> Tensor:
+    """The log-probability of each token's target.
+
+    Args:
+        input: ``[N, H]``.
+        weight: ``[R, H]``.
+        bias: ``[R]`` or None.
+        target: int64 ``[N]``, words.
+        tree: the hierarchy's tensors, on the device of the others.
+        path_rows: rows on the longest path, ``Hierarchy.max_path_rows``.
+        depth: nodes on the longest path, ``Hierarchy.depth``.
+
+    Returns:
+        ``[N]``: float64 for float64 input, else float32.
+
+    Raises:
+        RuntimeError: the backend asked for cannot serve the call.
+    """
+    limits = softmax_limits(input.device.type, input.dtype)
+    backend, _ = _backend.choose(input.device.type, limits)
+    if backend == "reference":
+        every = softmax_reference.log_prob(input, weight, bias, tree, depth)
+        return every.gather(1, target.unsqueeze(1)).squeeze(1)
+    parameters = (input, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters):
+        return TargetLogProb.apply(*parameters, target, path_rows, *tree)
+    op = torch.ops.fusedrnn.hierarchical_softmax_forward.native
+    return op(*parameters, target, *tree, path_rows, False)[0]

@@ -1,0 +1,75 @@
+"""The hierarchical softmax in plain PyTorch: the oracle of the tests, and the backend of last resort.
+
+It computes the whole distribution, every row of the weight matrix for every token, and is
+differentiable to any order by autograd; the kernels must agree with it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, logsigmoid
+
+from ._trees import Tree
+from .reference import state_dtype
+
+
+class _Branches(NamedTuple):
+    """What the tree's tensors say, seen from its E branches, V words and R rows."""
+
+    owner: Tensor  # [E] the node it starts from
+    row: Tensor  # [E] its weight row; both branches of a sigmoid have the same
+    sign: Tensor  # [E] +1 and -1 for the branches of a sigmoid, 0 for those of a softmax
+    up: Tensor  # [E] the branch that leads to its node; E: there is none, the node is the root
+    word: Tensor  # [V] the branch that ends at each word
+    node_of_row: Tensor  # [R]
+
+
+def _branches(tree: Tree, rows: int) -> _Branches:
+    V, M, E = len(tree.leaf_rank), len(tree.node_rows) - 1, len(tree.branch_node)
+    at = torch.arange(E, device=tree.leaf_rank.device)
+    nodes, sizes = at[:M], tree.node_rows.diff()
+    owner = nodes.repeat_interleave(tree.node_branches.diff(), output_size=E)
+    index = at - tree.node_branches[owner]  # of the branch among its node's
+    single = sizes[owner] == 1
+    is_leaf = tree.branch_node < 0
+    # Inverse maps; the last entry of each takes what has no place in it.
+    into = at.new_full((M + 1,), E).scatter(0, torch.where(is_leaf, M, tree.branch_node), at)
+    ends = at.new_zeros(V + 1).scatter(0, torch.where(is_leaf, tree.branch_leaf, V), at)
+    return _Branches(
+        owner=owner,
+        row=tree.node_rows[owner] + torch.where(single, 0, index),
+        sign=torch.where(single, 1 - 2 * index, 0),
+        up=into[owner],
+        word=ends[tree.leaf_rank],
+        node_of_row=nodes.repeat_interleave(sizes, output_size=rows),
+    )
+
+
+def log_prob(input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, depth: int) -> Tensor:
+    """The log-probabilities of all words. See ``softmax_ops.target_log_prob`` for the arguments.
+
+    Returns:
+        ``[N, V]``, in order of word ids: float64 for float64 input, else float32.
+    """
+    wide = state_dtype(input.dtype)
+    N, (R, _), M = input.shape[0], weight.shape, len(tree.node_rows) - 1
+    b = _branches(tree, R)
+    with torch.autocast(input.device.type, enabled=False):
+        z = linear(input.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+
+    # Softmax within each node: z - (max + log sum exp(z - max)).
+    index = b.node_of_row.expand(N, R)
+    top = z.new_full((N, M), -torch.inf).scatter_reduce(1, index, z.detach(), "amax")
+    shifted = z - top[:, b.node_of_row]
+    log_sum = z.new_zeros(N, M).index_add(1, b.node_of_row, shifted.exp()).log()
+    softmax = shifted[:, b.row] - log_sum[:, b.owner]
+    branch = torch.where(b.sign == 0, softmax, logsigmoid(z[:, b.row] * b.sign))  # [N, E]
+
+    # Sum along the paths: after i rounds a branch holds the sum of 2^i steps up from itself.
+    total, up = branch, torch.cat([b.up, b.up.new_full((1,), len(b.up))])
+    for _ in range((depth - 1).bit_length()):
+        above = torch.cat([total, total.new_zeros(N, 1)], 1)
+        total = total + above[:, up[:-1]]
+        up = up[up]
+    return total[:, b.word]

@@ -1,0 +1,55 @@
+"""Every instruction set that the library was compiled for, on a machine that has it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusedrnn import _native
+
+TESTS = Path(__file__).parent
+pytestmark = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
+NEEDS = {"portable": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512vl"}}
+
+
+def run(isa, *command):
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "FUSEDRNN_CPU_ISA": isa},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def machine_flags():
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return {f for line in lines if line.startswith("flags") for f in line.split()}
+
+
+@pytest.mark.parametrize("isa", NEEDS)
+def test_the_ops_are_right_with(isa):
+    if missing := NEEDS[isa] - machine_flags():
+        pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
+    assert isa in _native.build_info()["cpu_compiled"].split(", ")
+    picked = "cpu and (test_equals_reference or test_equals_torch and float32)"
+    files = [str(TESTS / f) for f in ("test_sequence.py", "test_modules.py", "test_softmax.py")]
+    done = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", picked)
+    assert done.returncode == 0, done.stdout[-3000:]
+    code = "from fusedrnn import _native; print(_native.build_info()['cpu_in_use'])"
+    assert run(isa, "-c", code).stdout.strip() == isa
+
+
+def test_an_unknown_one_is_refused():
+    done = run("sse", "-c", "import fusedrnn")
+    assert done.returncode and "FUSEDRNN_CPU_ISA=sse is unknown; it must be" in done.stderr
+
+
+def test_an_unknown_backend_in_the_environment_is_refused():
+    env = {**os.environ, "FUSEDRNN_BACKEND": "gpu"}
+    command = [sys.executable, "-c", "import fusedrnn"]
+    done = subprocess.run(command, env=env, cwd=TESTS.parent, capture_output=True, text=True)
+    assert done.returncode and "FUSEDRNN_BACKEND is 'gpu'; it must be one of" in done.stderr

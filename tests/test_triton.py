@@ -1,0 +1,80 @@
+"""The Triton backend: plan, limits, and the numbers of its kernels (tests/triton_numbers.py).
+
+tests/test_triton_compile.py compiles the same kernels for GPUs that need not be there.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusedrnn import _backend
+from fusedrnn.cells import CELLS
+from fusedrnn.triton import plan as planner
+
+ROOT = Path(__file__).parents[1]
+needs_triton = pytest.mark.skipif(not _backend._has_triton(), reason="triton is not installed")
+
+
+def run_numbers(interpret):
+    numbers = Path(__file__).with_name("triton_numbers.py")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(numbers)],
+        env={**os.environ, "TRITON_INTERPRET": interpret},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@needs_triton
+def test_numbers_in_the_interpreter():
+    run_numbers("1")
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_numbers_on_the_gpu():
+    run_numbers("0")
+
+
+def test_import_leaves_triton_alone():
+    code = "import fusedrnn, sys; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_cell_is_served():
+    for cell in CELLS:
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            assert planner.limit(cell, dtype, False) is None
+    assert "float8" in planner.limit("lstm", torch.float8_e4m3fn, False)
+    assert "operand" in planner.limit("gru_reset_before", torch.float32, True)
+
+
+def test_plan_says_why():
+    def plan(H, dtype=torch.bfloat16, projection=False, shared=227 << 10):
+        return planner.plan(CELLS["lstm"], dtype, 16, H, projection, shared)
+
+    assert plan(128).whole and "stays on chip" in plan(128).reason
+    assert not plan(129).whole and "H=129 is more than the 128 units" in plan(129).reason
+    assert not plan(128, shared=99 << 10).whole and "would take" in plan(128, shared=0).reason
+    assert not plan(64, projection=True).whole and plan(64, projection=True).reason
+    assert [plan(H).units for H in (1, 16, 17, 100)] == [16, 16, 32, 128]
+
+
+def test_products_follow_torchs_switch():
+    matmul, cuda = torch.backends.cuda.matmul, torch.device("cuda")
+    before = matmul.fp32_precision
+    try:
+        for switch, expected in (("ieee", "ieee"), ("tf32", "tf32")):
+            matmul.fp32_precision = switch
+            assert planner.precision(torch.float32, cuda) == expected
+            assert planner.precision(torch.float64, cuda) == "ieee"
+            assert planner.precision(torch.float32, torch.device("xpu")) == "ieee"
+    finally:
+        matmul.fp32_precision = before

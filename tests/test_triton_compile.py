@@ -1,0 +1,76 @@
+"""Every Triton kernel compiles for GPUs that need not be there, within their limits.
+
+Checked here: all cells in bfloat16 for sm_90, both kinds of kernel; LSTM in the other types, with a
+projection and in tf32, for sm_80, sm_90 and sm_100. ``FUSEDRNN_TEST_ALL=1`` takes all cells in all
+types for sm_80, sm_89, sm_90, sm_100 and sm_120 (minutes). What compiles is what the host code
+launches (tests/triton_compile.py); whether it computes the right thing is test_triton.py's part.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusedrnn import _backend
+from fusedrnn.cells import CELLS
+
+pytestmark = pytest.mark.skipif(not _backend._has_triton(), reason="triton is not installed")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+# Bytes of stack a thread for values that no longer fit into registers. The unaligned step kernels
+# (H = 300) need more addresses than the others; 40 bytes are ten registers of 255.
+STACK = 64
+
+if os.environ.get("FUSEDRNN_TEST_ALL") == "1":
+    ALL = [
+        f"{cell}:{dtype}:{kernel}"
+        for cell in CELLS
+        for dtype in DTYPES
+        for kernel in ("whole", "step")
+    ]
+    ALL += [f"{cell}:{dtype}:projected" for cell in ("lstm", "rnn_tanh") for dtype in DTYPES]
+    ALL += [f"{cell}:float32:{kernel}:tf32" for cell in CELLS for kernel in ("whole", "step")]
+    PROBLEMS = {arch: ALL for arch in (80, 89, 90, 100, 120)}
+else:
+    LSTM = ["lstm:float64:whole", "lstm:float64:step", "lstm:float32:whole", "lstm:float32:step"]
+    LSTM += ["lstm:float16:projected", "lstm:float32:whole:tf32"]
+    EVERY = [f"{cell}:bfloat16:{kernel}" for cell in CELLS for kernel in ("whole", "step")]
+    PROBLEMS = {80: LSTM, 90: EVERY + LSTM, 100: LSTM}
+
+
+@pytest.mark.parametrize("arch", PROBLEMS)
+def test_compiles(arch):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("triton_compile.py")
+    root = str(script.parents[1])
+    run = subprocess.run(
+        [sys.executable, str(script), str(arch), *PROBLEMS[arch]],
+        env={**environment, "PYTHONPATH": root},
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    kernels = [json.loads(line) for line in run.stdout.splitlines()]
+    for kernel in kernels:
+        assert kernel["shared"] <= kernel["limit"], kernel
+        assert kernel["stack"] <= STACK, kernel
+    for problem in PROBLEMS[arch]:
+        names = {k["kernel"] for k in kernels if k["problem"] == problem}
+        assert names == expected(problem), problem
+
+
+def expected(problem):
+    """The kernels that a forward and a backward call of a problem launch."""
+    cell, _, kernel, *_ = problem.split(":")
+    if kernel == "whole":
+        return {"whole_forward", "whole_backward"}
+    names = {"forward_step", "backward_step", "backward_h"}
+    if kernel == "projected":
+        names |= {"project_step"}
+    if CELLS[cell].second:
+        names |= {"operand_step", "backward_operand_step"}
+    return names

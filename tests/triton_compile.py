@@ -1,0 +1,112 @@
+"""Compiles the Triton kernels of given problems for a GPU that need not be there.
+
+Usage: ``python tests/triton_compile.py ARCH CELL:DTYPE:KERNEL[:PRECISION] ...``. Runs the real host
+code of fusedrnn.triton.sequence over a driver that compiles each launch and does not run it; prints
+what each kernel takes, one JSON line a kernel. A process of its own, since TRITON_INTERPRET must be
+unset and a driver is for a whole process.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from fusedrnn.cells import CELLS
+from fusedrnn.triton import plan as planner
+from fusedrnn.triton import sequence
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class CompileOnly:
+    """As much of a Triton driver as compilation asks for."""
+
+    def __init__(self, arch):
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def resources(cubin):
+    """Registers and bytes of stack a thread, from ptxas."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        dump = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        text = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    return {k.lower(): int(re.search(rf"{k}:(\d+)", text)[1]) for k in ("REG", "STACK")}
+
+
+def largest_whole(cell, dtype, shared):
+    """The most units that the planner gives to the kernel for whole sequences."""
+    sizes = (H for H in (128, 64, 32, 16) if planner.plan(cell, dtype, 16, H, False, shared).whole)
+    return next(sizes)
+
+
+def call(name, dtype, kernel, shared):
+    """Forward and backward once, on tensors whose values do not matter."""
+    cell, T, B = CELLS[name], 2, 20
+    H = largest_whole(cell, dtype, shared) if kernel == "whole" else 300
+    P = 40 if kernel == "projected" else H
+    G, S = len(cell.gates), len(cell.states)
+
+    def zeros(*size):
+        return torch.zeros(size, dtype=dtype)
+
+    weights = zeros(G * H, P), zeros(P, H) if kernel == "projected" else None
+    states = zeros(B, P), zeros(S - 1, B, H)
+    lengths = torch.zeros(B, dtype=torch.int64)
+    y, hn, cn, saved, cells, _ = sequence.sequence_forward(
+        name,
+        zeros(T, B, G * H),
+        weights[0],
+        zeros(G * H),
+        weights[1],
+        *states,
+        lengths,
+        False,
+        True,
+    )
+    sequence.sequence_backward(name, y, hn, cn, y, *states, *weights, lengths, False, saved, cells)
+
+
+def main():
+    arch, problems = int(sys.argv[1]), sys.argv[2:]
+    # What one block may have: CUDA C++ Programming Guide, technical specifications per capability.
+    shared = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}[arch] << 10
+    driver.set_active(CompileOnly(arch))
+    run, compiled = JITFunction.run, {}
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiled[id(kernel)] = self.fn.__name__, kernel
+
+    JITFunction.run = compile_only
+    planner.shared_memory = lambda device: shared
+    for problem in problems:
+        cell, dtype, kernel, *precision = problem.split(":")
+        if precision:
+            planner.precision = lambda dtype, device, asked=precision[0]: asked
+        compiled.clear()
+        call(cell, getattr(torch, dtype), kernel, shared)
+        for name, result in compiled.values():
+            line = {"arch": arch, "problem": problem, "kernel": name, "limit": shared}
+            line |= {"shared": result.metadata.shared, **resources(result.asm["cubin"])}
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
