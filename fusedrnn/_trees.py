@@ -37,8 +37,8 @@ def checked_counts(counts: Sequence[int] | Sequence[float] | Tensor) -> Tensor:
         raise ValueError(f"counts must be a 1-D sequence of numbers: {error}") from error
     if given.ndim != 1 or len(given) < 2 or given.is_complex() or given.dtype == torch.bool:
         raise ValueError(
-            f"counts has dtype {given.dtype} and shape {tuple(given.shape)}; it must be a 1-D list of "
-            "numbers, one for each word, for at least 2 words"
+            f"counts has dtype {given.dtype} and shape {tuple(given.shape)}; it must be a 1-D list "
+            "of numbers, one for each word, for at least 2 words"
         )
     values = given.double() if given.is_floating_point() else given.long()
     bad = ~(values >= 0) | (values == torch.inf)
@@ -85,7 +85,7 @@ def two_level(bins: Tensor, order: Tensor) -> Tree:
 
 
 def huffman(counts: list, order: Tensor) -> Tree:
-    """Huffman's tree over ``order``, whose falling counts are ``counts``, by word2vec's two queues."""
+    """Huffman's tree over the words of ``order``, whose falling counts are ``counts``."""
     V = len(counts)
     left, right, size = (torch.tensor(column) for column in _merge(counts))
     # Of every merged node: preorder number (low half of an int64) and first rank (high half), which
@@ -113,7 +113,7 @@ def huffman(counts: list, order: Tensor) -> Tree:
 
 
 def _merge(counts: list) -> tuple[list[int], list[int], list[int]]:
-    """Huffman's merging of falling counts: each new node's lighter child, heavier child, and leaves.
+    """Huffman's merging of falling counts: each new node's lighter and heavier child, and leaves.
 
     Children are words 0..V-1 or, from V on, merged nodes in order of creation. word2vec's rule: two
     queues, the words from the end and the merged nodes; the word goes first where it is strictly
@@ -238,7 +238,7 @@ def check(tree: Tree) -> tuple[Tensor, Tensor]:
 
 
 def _check_intervals(tree: Tree, owner: Tensor, into: Tensor, need: Callable) -> None:
-    """Each node's branches must divide its interval, with one rank at every leaf; nodes in preorder."""
+    """A node's branches must divide its interval, a leaf hold one rank, nodes be in preorder."""
     V, M = len(tree.leaf_rank), len(tree.node_rows) - 1
     first, last = tree.node_branches[:-1], tree.node_branches[1:] - 1
     low = tree.branch_leaf[first]  # of each node

@@ -24,8 +24,8 @@ class Hierarchy:
     """A tree over the words 0..V-1, immutable. Use one of the builders.
 
     ``Hierarchy.flat(n)`` is the ordinary softmax, ``.classes(counts)`` the two-level
-    p(class) p(word | class), ``.huffman(counts)`` a binary tree with short paths for frequent words,
-    ``.from_clusters(ids)`` two levels with classes of your own.
+    p(class) p(word | class), ``.huffman(counts)`` a binary tree with short paths for frequent
+    words, ``.from_clusters(ids)`` two levels with classes of your own.
 
     The constructor takes the tensors that describe a tree, as :meth:`tensors` gives them.
 
@@ -95,8 +95,8 @@ class Hierarchy:
                 of count zero counts as much as the rarest word seen.
             n: how many classes, 1..V; one, or as many as words, is the flat softmax. None:
                 0.6 * sqrt(V) rounded, which is close to the best for ``"sqrt"`` on natural text.
-            binning: what every class gets an equal share of. ``"sqrt"``: the square root of the counts
-                (Mikolov's rnnlm); ``"frequency"``: the counts (Mikolov et al. 2011,
+            binning: what every class gets an equal share of. ``"sqrt"``: the square root of the
+                counts (Mikolov's rnnlm); ``"frequency"``: the counts (Mikolov et al. 2011,
                 "Extensions of recurrent neural network language model"); ``"equal"``: words.
 
         Raises:
@@ -121,8 +121,8 @@ class Hierarchy:
         """A binary tree whose expected path is the shortest possible (Huffman 1952).
 
         The codes are word2vec's: words in order of falling count (ties: rising word id); the two
-        lightest subtrees are merged, where a merged one is taken before a word of the same weight and
-        the later word before the earlier; the one taken first becomes branch 0.
+        lightest subtrees are merged, where a merged one is taken before a word of the same weight
+        and the later word before the earlier; the one taken first becomes branch 0.
 
         Args:
             counts: as in :meth:`classes`. Integers are added exactly.
@@ -142,8 +142,8 @@ class Hierarchy:
         """Two levels with given classes.
 
         Args:
-            clusters: for each word, in order of word ids, the id of its class: any ints >= 0, whose
-                order is that of the classes. A class of one word needs no second level and has none.
+            clusters: for each word, in order of word ids, the id of its class: any ints >= 0, in
+                whose order the classes are. A class of one word has no second level.
             counts: as in :meth:`classes`; used only to tell the expected rows per token.
 
         Raises:
@@ -152,8 +152,8 @@ class Hierarchy:
         ids = torch.as_tensor(clusters)
         if ids.ndim != 1 or len(ids) < 2 or ids.is_floating_point() or ids.is_complex():
             raise ValueError(
-                f"clusters has dtype {ids.dtype} and shape {tuple(ids.shape)}; it must be a 1-D list "
-                "of ints, the class id of every word, for at least 2 words"
+                f"clusters has dtype {ids.dtype} and shape {tuple(ids.shape)}; it must be a 1-D "
+                "list of ints, the class id of every word, for at least 2 words"
             )
         if (bad := (ids < 0).nonzero()).numel():
             word = int(bad[0])
@@ -192,7 +192,7 @@ class Hierarchy:
 
     @property
     def expected_rows(self) -> float:
-        """Logits per token to expect: by the counts it was built from, else for equally likely words."""
+        """Logits per token to expect: by the counts given, else for equally likely words."""
         return self._expected
 
     @property
@@ -205,7 +205,7 @@ class Hierarchy:
         return {name: t.clone() for name, t in self._tree._asdict().items()}
 
     def path(self, word: int) -> list[tuple[int, int]]:
-        """The word's (node, branch) pairs from the root down. In a binary tree the branches are its code.
+        """The word's (node, branch) pairs from the root down; in a binary tree, its code.
 
         Raises:
             IndexError: there is no such word.

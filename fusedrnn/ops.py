@@ -168,17 +168,30 @@ def _weight_grad(
 ) -> Tensor:
     """DU = sum over steps of (h-gradients)^T (what met U): [G*H, P]."""
     rows = []
-    for gate, index in enumerate(cell.h_grad):
-        d = grads[:, :, index]  # [T, B, H]
-        if gate >= len(cell.gates) - cell.second:
+    for first, last, index in _runs(cell):
+        d = grads[:, :, index : index + last - first].flatten(2)  # [T, B, gates*H]
+        if first >= len(cell.gates) - cell.second:
             rows.append(d.flatten(0, 1).t() @ saved[:, :, cell.operand].flatten(0, 1))
             continue
         # h of the step before: y shifted by one, and h0 where a row begins.
         later, before = (d[:-1], y[1:]) if reverse else (d[1:], y[:-1])
-        first = _first_step(d, lengths) if reverse else d[0]
-        dU = first.t() @ h0
+        begin = _first_step(d, lengths) if reverse else d[0]
+        dU = begin.t() @ h0
         rows.append(torch.addmm(dU, later.flatten(0, 1).t(), before.flatten(0, 1)))
-    return torch.cat(rows)
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+def _runs(cell: Cell) -> list[tuple[int, int, int]]:
+    """Gates first..last-1 whose h-gradients lie side by side, from vector index on: one product."""
+    runs: list[tuple[int, int, int]] = []
+    for gate, index in enumerate(cell.h_grad):
+        if runs and gate != len(cell.gates) - cell.second:
+            first, last, start = runs[-1]
+            if index == start + last - first:
+                runs[-1] = (first, gate + 1, start)
+                continue
+        runs.append((gate, gate + 1, index))
+    return runs
 
 
 def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
@@ -192,7 +205,7 @@ def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
 def _bias_grad(cell: Cell, grads: Tensor) -> Tensor:
     """Db = sum over steps and rows of the h-gradients: [G*H]."""
     total = grads.flatten(0, 1).sum(0)  # [D, H]
-    return torch.cat([total[index] for index in cell.h_grad])
+    return total[list(cell.h_grad)].flatten()
 
 
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""The output layer over a large vocabulary, a module with the interface of torch's adaptive softmax."""
+"""The output layer over a large vocabulary, with the interface of torch's adaptive softmax."""
 
 import math
 from typing import NamedTuple
@@ -92,7 +92,7 @@ class HierarchicalSoftmax(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise weight and bias as ``torch.nn.Linear`` does: uniform within 1/sqrt(in_features).
+        """Initialise weight and bias as ``torch.nn.Linear``: uniform within 1/sqrt(in_features).
 
         The hierarchy's buffers are written too, so that ``to_empty`` may be followed by this.
         """
@@ -117,8 +117,8 @@ class HierarchicalSoftmax(nn.Module):
         Raises:
             ValueError: shapes do not fit.
             TypeError: target is not int64, or input and weight differ in dtype.
-            IndexError: a target is not in 0..V-1. Under ``torch.compile`` this is a RuntimeError; on a
-                GPU, a device-side assertion, as in ``cross_entropy``.
+            IndexError: a target is not in 0..V-1. Under ``torch.compile`` this is a RuntimeError;
+                on a GPU, a device-side assertion, as in ``cross_entropy``.
             RuntimeError: the backend asked for cannot serve the call.
         """
         self._check_input(input)
@@ -156,8 +156,8 @@ class HierarchicalSoftmax(nn.Module):
     def predict(self, input: Tensor) -> Tensor:
         """The most probable word: the exact argmax over all words, the first of equals.
 
-        It is not the word that the most probable branch at every node leads to: a likely class may hold
-        no likely word. 16-bit probabilities are compared before they are rounded.
+        It is not the word that the most probable branch at every node leads to: a likely class may
+        hold no likely word. 16-bit probabilities are compared before they are rounded.
 
         Args:
             input: as in :meth:`log_prob`.
@@ -208,21 +208,21 @@ class HierarchicalSoftmax(nn.Module):
             autocast and torch.float64 not in (input.dtype, self.weight.dtype)
         ):
             raise TypeError(
-                f"input is {input.dtype} and weight {self.weight.dtype}; convert one of them, or use "
-                "autocast"
+                f"input is {input.dtype} and weight {self.weight.dtype}; convert one of them, or "
+                "use autocast"
             )
 
     def _check_target(self, input: Tensor, target: Tensor) -> None:
         if target.shape != input.shape[:-1]:
             raise ValueError(
-                f"target has shape {tuple(target.shape)}; it must be that of input without its last "
-                f"dimension, {tuple(input.shape[:-1])}"
+                f"target has shape {tuple(target.shape)}; it must be that of input without its "
+                f"last dimension, {tuple(input.shape[:-1])}"
             )
         if target.dtype != torch.int64:
             raise TypeError(f"target is {target.dtype}; it must be torch.int64: use target.long()")
         if target.device != input.device:
             raise ValueError(f"target is on {target.device} and input on {input.device}; move one")
-        # The kernel checks too, at no cost, but cannot raise IndexError; a compiled graph has only that.
+        # The kernel checks too, but cannot raise IndexError; a compiled graph has only that.
         if target.device.type != "cpu" or torch.compiler.is_compiling() or not target.numel():
             return
         low, high = target.aminmax()
@@ -249,9 +249,9 @@ class HierarchicalSoftmax(nn.Module):
             if sizes != [tuple(t.shape) for t in self._tree()]:
                 words, nodes = sizes[0][0], sizes[1][0] - 1
                 error_msgs.append(
-                    f"the checkpoint's hierarchy ({prefix}hierarchy_*) has {words} words and {nodes} "
-                    f"nodes, but this module has {self.hierarchy}: build it with the hierarchy that the "
-                    "checkpoint was trained with"
+                    f"the checkpoint's hierarchy ({prefix}hierarchy_*) has {words} words and "
+                    f"{nodes} nodes, but this module has {self.hierarchy}: build it with the "
+                    "hierarchy that the checkpoint was trained with"
                 )
                 return
             try:

@@ -14,7 +14,10 @@ from . import _backend, _native, softmax_reference
 from ._trees import Tree
 from .reference import state_dtype
 
-_TREE = "Tensor leaf_rank, Tensor node_rows, Tensor node_branches, Tensor branch_leaf, Tensor branch_node"
+_TREE = (
+    "Tensor leaf_rank, Tensor node_rows, Tensor node_branches, "
+    "Tensor branch_leaf, Tensor branch_node"
+)
 _native.LIBRARY.define(
     "hierarchical_softmax_forward.native(Tensor input, Tensor weight, Tensor? bias, Tensor target, "
     f"{_TREE}, int path_rows, bool save) -> (Tensor output, Tensor saved)"

@@ -1,4 +1,4 @@
-"""The hierarchical softmax in plain PyTorch: the oracle of the tests, and the backend of last resort.
+"""The hierarchical softmax in plain PyTorch: oracle of the tests and backend of last resort.
 
 It computes the whole distribution, every row of the weight matrix for every token, and is
 differentiable to any order by autograd; the kernels must agree with it.
@@ -64,7 +64,9 @@ def log_prob(input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, dep
     shifted = z - top[:, b.node_of_row]
     log_sum = z.new_zeros(N, M).index_add(1, b.node_of_row, shifted.exp()).log()
     softmax = shifted[:, b.row] - log_sum[:, b.owner]
-    branch = torch.where(b.sign == 0, softmax, logsigmoid(z[:, b.row] * b.sign))  # [N, E]
+    # Zero where it is not used: 0 * inf there would be NaN, and reach the gradients.
+    sigmoid = logsigmoid(torch.where(b.sign == 0, 0, z[:, b.row] * b.sign))
+    branch = torch.where(b.sign == 0, softmax, sigmoid)  # [N, E]
 
     # Sum along the paths: after i rounds a branch holds the sum of 2^i steps up from itself.
     total, up = branch, torch.cat([b.up, b.up.new_full((1,), len(b.up))])

@@ -2,8 +2,9 @@
 //
 // B and C have rows of whole vectors; A is read one element at a time with any strides, so that it may
 // also be a transposed view. A tile of kTileRows x kTileVectors accumulators stays in registers over
-// the whole of n. Each element of C is one chain of fused multiply-adds in the order of n, whatever
-// the tiling: same input, same bits.
+// the whole of n. An element's sum is one chain of fused multiply-adds in the order of n, whatever the
+// tiling: same input, same bits. It starts from zero, not from C: a caller that cuts a long sum into
+// blocks gets short chains, whose rounding errors grow less than those of one long chain.
 #pragma once
 #include "product.h"
 
@@ -23,9 +24,7 @@ template <int R, int C, class A>
 inline void multiply_tile(Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c, int64_t ldc) {
   typedef typename Vector<A>::type Vec;
   constexpr int lanes = Vector<A>::lanes;
-  Vec acc[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < C; ++v) std::memcpy(&acc[r][v], c + r * ldc + v * lanes, kVectorBytes);
+  Vec acc[R][C] = {};
   for (int64_t k = 0; k < n; ++k) {
     Vec w[C];
     for (int v = 0; v < C; ++v) std::memcpy(&w[v], b + k * ldb + v * lanes, kVectorBytes);
@@ -35,7 +34,12 @@ inline void multiply_tile(Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < C; ++v) std::memcpy(c + r * ldc + v * lanes, &acc[r][v], kVectorBytes);
+    for (int v = 0; v < C; ++v) {
+      Vec sum;
+      std::memcpy(&sum, c + r * ldc + v * lanes, kVectorBytes);
+      sum += acc[r][v];
+      std::memcpy(c + r * ldc + v * lanes, &sum, kVectorBytes);
+    }
 }
 
 template <int R, int C, class A>

@@ -51,7 +51,6 @@ class Buffer {
 
 // f(I), ..., f(N - 1), unrolled from the start: a plain loop over a cell's arrays is unrolled too late
 // for GCC 12 to keep them in registers, and the loop over units around it then stays scalar.
-#define FRNN_INLINE __attribute__((always_inline))
 template <int N, int I = 0, class F>
 inline FRNN_INLINE void each(F&& f) {
   if constexpr (I < N) {

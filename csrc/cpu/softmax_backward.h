@@ -2,7 +2,8 @@
 // each token's log p:
 //   dx_t = d_t sum_r G[r, t] w_r       tasks: blocks of sorted tokens (and of columns when those are few)
 //   dw_r = sum_t G[r, t] d_t x_t       tasks: chunks of a node's rows; each row is written once
-//   db_r = sum_t G[r, t] d_t           column H of the tokens' rows holds d_t
+//   db_r = sum_t G[r, t] d_t           as many partial sums as a panel is wide, then a tree: torch sums
+//                                      as exactly, and a bias gradient cancels much
 #pragma once
 #include "softmax_common.h"
 
@@ -21,11 +22,11 @@ class SoftmaxBackwardPass {
 
  public:
   SoftmaxBackwardPass(const SoftmaxBackward& args, const SoftmaxPlan& plan)
-      : a(args), p(plan), N(a.n.N), H(a.n.H), ld(row_stride<A>(H + 1)), xs(N * ld),
+      : a(args), p(plan), N(a.n.N), H(a.n.H), ld(row_stride<A>(H)), xs(N * ld), ds(N),
         tasks(list_tasks(nullptr)) {}
 
   bool allocated() {
-    if (!(xs && tasks)) return false;
+    if (!(xs && ds && tasks)) return false;
     count_ = list_tasks(tasks.get());
     return true;
   }
@@ -113,8 +114,8 @@ class SoftmaxBackwardPass {
       A* row = xs.get() + i * ld;
       load_row(static_cast<const D*>(a.input) + p.order[i] * H, H, row);
       for (int64_t h = 0; h < H; ++h) row[h] *= d;
-      row[H] = d;
-      for (int64_t h = H + 1; h < ld; ++h) row[h] = 0;
+      for (int64_t h = H; h < ld; ++h) row[h] = 0;
+      ds.get()[i] = d;
     }
     const int64_t batch = 1 + count_ / (64 * omp_get_num_threads());
 #pragma omp for schedule(dynamic, batch)
@@ -129,20 +130,28 @@ class SoftmaxBackwardPass {
       if (dbias) std::memset(dbias, 0, t.rows * sizeof(D));
       return;
     }
-    // Without dW only the vector that holds column H is needed.
-    const int64_t column = dweight ? 0 : H / lanes * lanes;
-    const int64_t stop = dbias ? H + 1 : H, vectors = (stop - column + lanes - 1) / lanes;
-    for (int64_t i = 0; i < t.rows; ++i)
-      std::memset(sum + i * ld + column, 0, vectors * lanes * sizeof(A));
     const int64_t r = t.row - t.visit->row;
-    panels(*t.visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
-      multiply(t.rows, vectors, count, Strided<A>{g + r * width, width, 1},
-               xs.get() + token * ld + column, ld, sum + column, ld);
-    });
-    for (int64_t i = 0; i < t.rows; ++i) {
-      if (dweight) store_row(sum + i * ld, H, dweight + i * H);
-      if (dbias) store(dbias[i], sum[i * ld + H]);
+    if (dweight) {
+      const int64_t vectors = (H + lanes - 1) / lanes;
+      for (int64_t i = 0; i < t.rows; ++i) std::memset(sum + i * ld, 0, ld * sizeof(A));
+      panels(*t.visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
+        multiply(t.rows, vectors, count, Strided<A>{g + r * width, width, 1}, xs.get() + token * ld,
+                 ld, sum, ld);
+      });
+      for (int64_t i = 0; i < t.rows; ++i) store_row(sum + i * ld, H, dweight + i * H);
     }
+    if (dbias)
+      for (int64_t i = 0; i < t.rows; ++i) store(dbias[i], bias_grad(*t.visit, r + i));
+  }
+
+  A bias_grad(const SoftmaxVisit& visit, int64_t r) const {
+    A part[L] = {};
+    panels(visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
+      for (int64_t l = 0; l < count; ++l) part[l] += g[r * width + l] * ds.get()[token + l];
+    });
+    for (int64_t n = L; n > 1; n = (n + 1) / 2)
+      for (int64_t l = 0; l < n / 2; ++l) part[l] += part[l + (n + 1) / 2];
+    return part[0];
   }
 
   // All rows of the matrix in order: those of visited nodes, and the gaps between them. Counts only
@@ -167,7 +176,7 @@ class SoftmaxBackwardPass {
   const int64_t N, H, ld;
   int64_t count_ = 0;
   bool failed_ = false;
-  Scratch<A> xs;
+  Scratch<A> xs, ds;
   Scratch<Task> tasks;
 };
 

@@ -184,12 +184,11 @@ class SoftmaxForwardPass {
           const int64_t i = stat + c * blocks * B + at + l;
           if (sums.get()[i] != 0) S += sums.get()[i] * std::exp(maxima.get()[i] - M);
         }
-        const A log_s = std::log(S);
-        // (m - M) - log S, not m - (M + log S): the second rounds log S away at large logits.
-        scale[l] = -std::exp((maxima.get()[t.stat + at + l] - M) - log_s);
+        scale[l] = -std::exp(maxima.get()[t.stat + at + l] - M) / S;
+        // (z - M) - log S, not z - (M + log S): the second rounds log S away at large logits.
         const int64_t r = p.branch[slot + at + l] - t.row;
         if (r >= 0 && r < t.rows)
-          log_p.get()[slot + at + l] = (log_p.get()[slot + at + l] - M) - log_s;
+          log_p.get()[slot + at + l] = (log_p.get()[slot + at + l] - M) - std::log(S);
       }
       if (a.saved) normalise(t, at, valid, scale);
     }

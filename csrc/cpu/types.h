@@ -12,8 +12,8 @@ inline namespace FRNN_ISA {
 struct bf16 {
   uint16_t bits;
 };
-inline float load(bf16 v) { return float_of(uint32_t(v.bits) << 16); }
-inline void store(bf16& v, float x) {  // round to nearest even
+inline FRNN_INLINE float load(bf16 v) { return float_of(uint32_t(v.bits) << 16); }
+inline FRNN_INLINE void store(bf16& v, float x) {  // round to nearest even
   const uint32_t u = bits_of(x), rounded = u + 0x7fffu + ((u >> 16) & 1u);
   v.bits = uint16_t((x != x ? 0x7fc00000u : rounded) >> 16);
 }
@@ -21,14 +21,14 @@ inline void store(bf16& v, float x) {  // round to nearest even
 struct f16 {
   uint16_t bits;
 };
-inline float load(f16 v) {
+inline FRNN_INLINE float load(f16 v) {
   // The 15 low bits, moved to float's place, are the value times 2^-112; infinity and NaN keep theirs.
   const uint32_t low = uint32_t(v.bits & 0x7fffu) << 13, sign = uint32_t(v.bits & 0x8000u) << 16;
   const float scaled = float_of(low) * 0x1p112f;
   const uint32_t special = low | 0x7f800000u;
   return float_of((low >= 0x0f800000u ? special : bits_of(scaled)) | sign);
 }
-inline void store(f16& v, float x) {  // round to nearest even
+inline FRNN_INLINE void store(f16& v, float x) {  // round to nearest even
   const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
   // Normal results: round the mantissa's low 13 bits, shift the exponent's bias by 112.
   const uint32_t normal = (a + 0xfffu + ((a >> 13) & 1u) - (112u << 23)) >> 13;
@@ -40,10 +40,10 @@ inline void store(f16& v, float x) {  // round to nearest even
   v.bits = uint16_t(h | sign);
 }
 
-inline float load(float v) { return v; }
-inline void store(float& v, float x) { v = x; }
-inline double load(double v) { return v; }
-inline void store(double& v, double x) { v = x; }
+inline FRNN_INLINE float load(float v) { return v; }
+inline FRNN_INLINE void store(float& v, float x) { v = x; }
+inline FRNN_INLINE double load(double v) { return v; }
+inline FRNN_INLINE void store(double& v, double x) { v = x; }
 
 // float for 16-bit data, else the data's own type.
 template <class D>
@@ -59,7 +59,7 @@ using State = typename StateOf<D>::type;
 
 // x as it is after being stored in a tensor of D.
 template <class D>
-inline State<D> rounded(State<D> x) {
+inline FRNN_INLINE State<D> rounded(State<D> x) {
   D d;
   store(d, x);
   return load(d);
