@@ -32,7 +32,7 @@ TURN = 10  # steps of a row before the next row's turn
 WORK, OVERHEAD = 3_000_000_000, 7_000
 EPOCHS = 4  # beyond these the smaller texts are learnt by heart
 
-LR, CLIP = 8e-3, 1.0
+LR, CLIP = 4e-3, 1.0
 
 SPLIT = (
     "ms/step = recur. + output + rest: the recurrence and the output layer, forward and backward, "
@@ -138,7 +138,8 @@ def planned_tokens(corpus: corpora.Corpus) -> int:
 
 def prepare(corpus: corpora.Corpus, options: argparse.Namespace, device: torch.device) -> Run:
     """Build every row's model, each pair of recurrences with the very same initial weights."""
-    run = Run(corpus, [], [], steps=0)
+    wanted = options.tokens or planned_tokens(corpus)
+    run = Run(corpus, [], [], steps=max(1, wanted // (options.batch * options.bptt)))
     for output in OUTPUTS:
         weights = None
         for recurrence in RECURRENCES:
@@ -152,12 +153,11 @@ def prepare(corpus: corpora.Corpus, options: argparse.Namespace, device: torch.d
                 batch=options.batch,
                 bptt=options.bptt,
                 lr=LR,
+                steps=run.steps,
                 clip=CLIP,
             )
             run.rows.append(Row(recurrence, output))
             run.trainers.append(trainer)
-    wanted = options.tokens or planned_tokens(corpus)
-    run.steps = max(1, wanted // (options.batch * options.bptt))
     return run
 
 
@@ -290,8 +290,8 @@ def environment(run: Run, options: argparse.Namespace, device: torch.device) -> 
         f"{len(corpus.valid):,} validation tokens, V = {len(corpus.words):,}",
         "model": f"embedding, one LSTM layer, output layer; H = {options.hidden}; "
         f"batch {options.batch} x {options.bptt} steps of back-propagation, state carried on",
-        "training": f"Adam, lr {LR:g}, gradients clipped at norm {CLIP:g}, float32, "
-        f"seed {options.seed}",
+        "training": f"Adam, lr {LR:g} falling evenly to 0, gradients clipped at norm {CLIP:g}, "
+        f"float32, seed {options.seed}",
         "backends": "; ".join(f"{name}: {why}" for name, why in backends(device).items()),
     }
 

@@ -126,7 +126,7 @@ def trainer(recurrence, output, text, dtype=torch.float32, weights=None, **optio
     model = lm.LanguageModel(made.counts, recurrence, output, hidden=8).to(dtype)
     if weights:
         model.load_state_dict(weights)
-    options = {"batch": 4, "bptt": 7, "lr": 1e-2, "clip": 1.0} | options
+    options = {"batch": 4, "bptt": 7, "lr": 1e-2, "steps": 40, "clip": 1.0} | options
     return lm.Trainer(model, made.train, **options), made
 
 
@@ -161,6 +161,15 @@ def test_perplexity_is_that_of_the_whole_text_read_at_once():
     want = torch.nn.functional.cross_entropy(logits, targets.flatten()).exp().item()
     # Sums in another order, over 2^8 terms: a few roundings of float64.
     assert ours.perplexity(made.valid) == pytest.approx(want, rel=64 * 2**-53)
+
+
+def test_learning_rate_falls_to_nothing():
+    ours, _ = trainer(lm.TORCH, "full softmax", make_text(), lr=0.5, steps=4)
+    rates = []
+    for _ in range(6):
+        rates.append(ours.optimizer.param_groups[0]["lr"])
+        ours.train(1)
+    assert rates == [0.5, 0.375, 0.25, 0.125, 0.0, 0.0]
 
 
 def test_stopwatch_adds_up_what_lies_between_marks():
