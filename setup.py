@@ -9,7 +9,8 @@ FUSEDRNN_CUDA=auto|on|off   CUDA kernels. auto: when nvcc is there and the torch
 FUSEDRNN_ARCHS="80;90a"     the CUDA architectures; PTX of the last goes with them. Default: those
                             of ARCHS below that nvcc knows
 FUSEDRNN_NATIVE=0           no native library at all: pure Python
-FUSEDRNN_TESTING=1          also the pybind11 module with which the tests reach single C++ units
+FUSEDRNN_TESTING=1          also the pybind11 modules with which the tests reach single C++ units;
+                            they go into the source tree, never into a wheel
 FUSEDRNN_TORCH_DIR=path     the torch package to build against
 CXX, CUDACXX, CUDA_HOME, CMAKE_BUILD_PARALLEL_LEVEL   as CMake and torch understand them
 """
@@ -279,6 +280,8 @@ class Build(build_ext):
         run_shown([cmake, "-S", ROOT, "-B", tmp, *generator, *defines], quiet)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
         run_shown([cmake, "--build", tmp, "--parallel", jobs], quiet)
+        for module in (tmp / "testing").glob("*.so") if testing else ():
+            shutil.copy(module, ROOT / "fusedrnn")
 
     def get_ext_filename(self, fullname: str) -> str:
         """One file name for every Python: the library does not use Python's ABI."""

@@ -1,9 +1,9 @@
 // sigmoid, tanh and relu for the cells, on host and device.
 //
-// On the host float has its own branch-free code, always inlined, so that loops over units vectorise
-// (a call left in the loop made the LSTM five times slower). tanh is within 2 ULP, sigmoid within 3
-// for |x| <= 87 (tests/test_cells.py, over every 97th float). double, and everything on the device,
-// goes to the standard library.
+// On the host float has its own branch-free code, always inlined, so that loops over units
+// vectorise (a call left in the loop made the LSTM five times slower). tanh is within 2 ULP,
+// sigmoid within 3 for |x| <= 87 (tests/test_cells.py, over every 97th float). double, and
+// everything on the device, goes to the standard library.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,8 +16,9 @@
 #define FRNN_HD inline FRNN_INLINE
 #endif
 
-// The CPU kernels are compiled once per instruction set. Their copies of everything below must not be
-// merged by the linker (an AVX-512 copy would crash an older machine), hence one namespace for each.
+// The CPU kernels are compiled once per instruction set. Their copies of everything below must not
+// be merged by the linker (an AVX-512 copy would crash an older machine), hence one namespace for
+// each.
 #ifndef FRNN_ISA
 #define FRNN_ISA base
 #endif

@@ -9,8 +9,8 @@
 //   kGates   rows of W_ih and of W_hh per hidden unit, in torch.nn's gate order
 //   kStates  values that travel from step to step; state 0 is h, the one that meets W_hh
 //   kSaved   values that forward leaves for backward, per unit and step
-//   kGrads   gradient vectors that backward leaves, per unit and step: the first kGates are those of
-//            the x-preactivations (W_ih x + b_ih); h_grad(g) says which one belongs to the
+//   kGrads   gradient vectors that backward leaves, per unit and step: the first kGates are those
+//            of the x-preactivations (W_ih x + b_ih); h_grad(g) says which one belongs to the
 //            h-preactivation (W_hh h + b_hh) of gate g. Where both are the same number (LSTM) no
 //            extra vector is kept.
 //   kSecond  how many of the LAST gates take a second recurrent product, of the cell's own operand
@@ -27,10 +27,13 @@
 //                   the kernel adds the product with W_hh to ds[0]
 //
 // With kSecond > 0 each direction has one more function, run before the second product:
-//   operand(x, u, s, saved)          first kGates - kSecond entries of u are known; returns the operand
-//                                    and leaves it in saved[kOperand]; forward then finds saved as left
-//   backward(...)                    as above, but d of the first gates that hang on the operand is not
-//                                    yet known
-//   backward_operand(saved, s, dp, d, ds)   dp is the operand's gradient: completes d, adds to ds
+//   operand(x, u, s, saved)
+//     u of the first kGates - kSecond gates is known; returns the operand and leaves it in
+//     saved[kOperand]. forward then finds saved as left, and in u only the last kSecond entries
+//     (the others are zero).
+//   backward(...)
+//     as above, but d of the first gates that hang on the operand is not yet known
+//   backward_operand(saved, s, dp, d, ds)
+//     dp is the operand's gradient: completes d, adds to ds
 #pragma once
 #include "activations.h"

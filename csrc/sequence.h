@@ -1,12 +1,13 @@
 // One direction of one recurrent layer over a whole sequence: what ops hand to the kernels.
 //
-// Sizes: T steps, B batch rows, H hidden units, P the width of h as W_hh sees it (H, or the projection's
-// size), G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads.
-// All tensors are contiguous. "data" is the tensors' dtype; "state" is float for 16-bit data, else data.
-// h of a step is its state 0 after the projection, if there is one; the other states are "inner".
+// Sizes: T steps, B batch rows, H hidden units, P the width of h as W_hh sees it (H, or the
+// projection's size), G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads. All
+// tensors are contiguous. "data" is the tensors' dtype; "state" is float for 16-bit data, else
+// data. h of a step is its state 0 after the projection, if there is one; the other states are
+// "inner".
 //
-// lengths: row b takes part in steps t < lengths[b] only. Elsewhere it keeps its state, its y is zero,
-// and its gradients are zero. A reverse sequence starts each row at its own end.
+// lengths: row b takes part in steps t < lengths[b] only. Elsewhere it keeps its state, its y is
+// zero, and its gradients are zero. A reverse sequence starts each row at its own end.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -41,24 +42,25 @@ struct SequenceForward {
 
 struct SequenceBackward {
   SequenceSizes n;
-  const void* dy;          // [T, B, P]     data, or null: zero
-  const void* dhn;         // [B, P]        data, or null: zero
-  const void* dcn;         // [S-1, B, H]   data, or null: zero
-  const void* y;           // as in forward, from here ...
+  const void* dy;   // [T, B, P]     data, or null: zero
+  const void* dhn;  // [B, P]        data, or null: zero
+  const void* dcn;  // [S-1, B, H]   data, or null: zero
+  const void* y;    // as in forward, from here ...
   const void* h0;
   const void* c0;
   const void* weight_hh;
   const void* weight_hr;
   const int64_t* lengths;
   const void* saved;
-  const void* cells;       // ... to here
-  void* grads;             // [T, B, D, H]  data: see Cell
-  void* dh0;               // [B, P]        data
-  void* dc0;               // [S-1, B, H]   data
-  void* dh;                // [T, B, P]     data: total gradient of each step's h; null without projection
+  const void* cells;  // ... to here
+  void* grads;        // [T, B, D, H]  data: see Cell
+  void* dh0;          // [B, P]        data
+  void* dc0;          // [S-1, B, H]   data
+  void* dh;  // [T, B, P]     data: total gradient of each step's h; null without projection
 };
 
-// Launchers: one pair for each cell, found by name. They return null when all is well, else what is wrong.
+// Launchers: one pair for each cell, found by name. They return null when all is well, else what is
+// wrong.
 struct SequenceKernels {
   const char* cell;
   const char* (*forward)(const SequenceForward&, void* workspace, void* stream);

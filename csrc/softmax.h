@@ -5,7 +5,8 @@
 //   node of k >= 2:     z = W x + b,  log p(j) = z_j - log sum_i exp(z_i)
 //
 // Sizes: N tokens, H features, V words, M nodes in preorder, R weight rows, E = V + M - 1 branches.
-// All tensors are contiguous. "data" is the tensors' dtype; "wide" is float for 16-bit data, else data.
+// All tensors are contiguous. "data" is the tensors' dtype; "wide" is float for 16-bit data, else
+// data.
 #pragma once
 #include "sequence.h"
 
@@ -23,19 +24,19 @@ struct SoftmaxTree {
 
 // One node that tokens pass through. Tokens are sorted by leaf, so they are neighbours.
 struct SoftmaxVisit {
-  int64_t row, rows;    // its weight rows; one row: a sigmoid between two branches
-  int64_t begin, end;   // its tokens, as places in the sorted order
-  int64_t slot;         // where its (node, token) pairs begin in branch[]
-  int64_t saved;        // where its logits begin in saved[]
-  int64_t next;         // the next visit that is not below this one
+  int64_t row, rows;   // its weight rows; one row: a sigmoid between two branches
+  int64_t begin, end;  // its tokens, as places in the sorted order
+  int64_t slot;        // where its (node, token) pairs begin in branch[]
+  int64_t saved;       // where its logits begin in saved[]
+  int64_t next;        // the next visit that is not below this one
 };
 
 // Which tokens meet which nodes: visits in preorder, hence in order of rows.
 struct SoftmaxPlan {
-  const int64_t* order;         // [N]      sorted place -> token; stable
+  const int64_t* order;  // [N]      sorted place -> token; stable
   const SoftmaxVisit* visits;
   int64_t count;
-  const int32_t* branch;        // [slots]  the branch that each (node, token) pair takes
+  const int32_t* branch;  // [slots]  the branch that each (node, token) pair takes
   int64_t slots;
 };
 
@@ -45,8 +46,8 @@ struct SoftmaxSizes {
   int threads;
 };
 
-// saved[] holds, for every visit, d log p / d logit of its own node: [rows x tokens], cut into panels
-// of neighbouring tokens; how wide is the kernel's affair.
+// saved[] holds, for every visit, d log p / d logit of its own node: [rows x tokens], cut into
+// panels of neighbouring tokens; how wide is the kernel's affair.
 struct SoftmaxForward {
   SoftmaxSizes n;
   SoftmaxTree tree;

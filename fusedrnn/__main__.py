@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _backend, _native, ops
+from . import __version__, _backend, _native, ops, softmax_ops
 from .cells import CELLS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -32,6 +32,7 @@ def op_limits(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str, dict[
     """Every op and variant, with the reasons why a backend cannot serve it for this dtype."""
     for cell in CELLS:
         yield "sequence", cell, ops.limits(cell, dtype, False)
+    yield "hierarchical softmax", "", softmax_ops.softmax_limits(device, dtype)
 
 
 def _package(name: str) -> str:

@@ -16,7 +16,7 @@ from fusedrnn.cells import CELLS
 from fusedrnn.triton import plan as planner
 
 ROOT = Path(__file__).parents[1]
-needs_triton = pytest.mark.skipif(not _backend._has_triton(), reason="triton is not installed")
+needs_triton = pytest.mark.skipif(not _backend._HAS_TRITON, reason="triton is not installed")
 
 
 def run_numbers(interpret):

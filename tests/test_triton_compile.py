@@ -17,7 +17,7 @@ import pytest
 from fusedrnn import _backend
 from fusedrnn.cells import CELLS
 
-pytestmark = pytest.mark.skipif(not _backend._has_triton(), reason="triton is not installed")
+pytestmark = pytest.mark.skipif(not _backend._HAS_TRITON, reason="triton is not installed")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 # Bytes of stack a thread for values that no longer fit into registers. The unaligned step kernels

@@ -1,5 +1,5 @@
-// GRU with the reset gate before the product, as first published (Cho et al. 2014, v1) and as in the
-// source lectures: the candidate needs a second product, of p = r * h', in every step.
+// GRU with the reset gate before the product, as first published (Cho et al. 2014, v1) and as in
+// the source lectures: the candidate needs a second product, of p = r * h', in every step.
 //   r, z = sigmoid(W x + b + U h' + b')         gate order r, z, n
 //   n = tanh(W_n x + b_n + U_n p + b'_n),  p = r * h'
 //   h = (1 - z) * n + z * h'

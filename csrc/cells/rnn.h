@@ -1,5 +1,5 @@
-// Elman RNN (Elman 1990): h = g(W x + b + U h' + b'), g one of tanh and relu (torch.nn.RNN) or sigmoid.
-// Each g has a derivative in terms of its own value, so the value is all that is saved.
+// Elman RNN (Elman 1990): h = g(W x + b + U h' + b'), g one of tanh and relu (torch.nn.RNN) or
+// sigmoid. Each g has a derivative in terms of its own value, so the value is all that is saved.
 #pragma once
 #include "../cell.h"
 
@@ -9,23 +9,35 @@ inline namespace FRNN_ISA {
 struct Tanh {
   static constexpr const char* kName = "rnn_tanh";
   template <class T>
-  FRNN_HD static T value(T x) { return tanh_of(x); }
+  FRNN_HD static T value(T x) {
+    return tanh_of(x);
+  }
   template <class T>
-  FRNN_HD static T slope(T y) { return T(1) - y * y; }
+  FRNN_HD static T slope(T y) {
+    return T(1) - y * y;
+  }
 };
 struct Relu {
   static constexpr const char* kName = "rnn_relu";
   template <class T>
-  FRNN_HD static T value(T x) { return relu(x); }
+  FRNN_HD static T value(T x) {
+    return relu(x);
+  }
   template <class T>
-  FRNN_HD static T slope(T y) { return y > T(0) ? T(1) : T(0); }
+  FRNN_HD static T slope(T y) {
+    return y > T(0) ? T(1) : T(0);
+  }
 };
 struct Sigmoid {
   static constexpr const char* kName = "rnn_sigmoid";
   template <class T>
-  FRNN_HD static T value(T x) { return sigmoid(x); }
+  FRNN_HD static T value(T x) {
+    return sigmoid(x);
+  }
   template <class T>
-  FRNN_HD static T slope(T y) { return y * (T(1) - y); }
+  FRNN_HD static T slope(T y) {
+    return y * (T(1) - y);
+  }
 };
 
 template <class G>

@@ -1,7 +1,7 @@
 // A whole sequence backward on the CPU: in every step the gradient of h arrives as a product of the
-// following step's gate gradients with W_hh, whose epilogue runs the cell backward; one barrier, and
-// again where a cell has a second product or there is a projection. dW, dx and db are the caller's:
-// large products over all steps.
+// following step's gate gradients with W_hh, whose epilogue runs the cell backward; one barrier,
+// and again where a cell has a second product or there is a projection. dW, dx and db are the
+// caller's: large products over all steps.
 #pragma once
 #include "forward.h"
 
@@ -16,11 +16,22 @@ class BackwardPass {
 
  public:
   explicit BackwardPass(const SequenceBackward& args)
-      : a(args), T(a.n.T), B(a.n.B), H(a.n.H), P(a.n.P), projected(a.weight_hr != nullptr),
-        w1(N1 * H, ceil_div(P, w1.width)), w2(N2 * H, N2 ? ceil_div(H, w2.width) : 0),
+      : a(args),
+        T(a.n.T),
+        B(a.n.B),
+        H(a.n.H),
+        P(a.n.P),
+        projected(a.weight_hr != nullptr),
+        w1(N1 * H, ceil_div(P, w1.width)),
+        w2(N2 * H, N2 ? ceil_div(H, w2.width) : 0),
         wr(projected ? P : 0, projected ? ceil_div(H, wr.width) : 0),
-        c0(Inner * B * H), gates(2 * B * N1 * H), direct(B * P), dc(Inner * B * H),
-        dh(projected ? B * P : 0), second(B * N2 * H), partial(N2 ? B * N * H : 0) {}
+        c0(Inner * B * H),
+        gates(2 * B * N1 * H),
+        direct(B * P),
+        dc(Inner * B * H),
+        dh(projected ? B * P : 0),
+        second(B * N2 * H),
+        partial(N2 ? B * N * H : 0) {}
 
   bool allocated() const {
     return w1.data && w2.data && wr.data && c0 && gates && direct && dc && dh && second && partial;
@@ -117,16 +128,15 @@ class BackwardPass {
     D* grads = static_cast<D*>(a.grads) + (t * B + b) * N * H + j;
     for (int k = 0; k < N; ++k) std::memset(grads + k * H, 0, n * sizeof(D));
     for (int g = 0; g < N1; ++g) std::memset(now + (b * N1 + g) * H + j, 0, n * sizeof(A));
-    for (int g = 0; g < N2; ++g)
-      std::memset(second.get() + (b * N2 + g) * H + j, 0, n * sizeof(A));
+    for (int g = 0; g < N2; ++g) std::memset(second.get() + (b * N2 + g) * H + j, 0, n * sizeof(A));
   }
 
   // What backward of one unit needs besides its incoming gradient.
   struct Unit {
-    const D* saved;       // [K] with stride H
-    const D* h;           // state 0 before the step, or null with a projection
-    const A* inner;       // [S-1] before the step, stride BH
-    const A* inner_after; // [S-1] after it
+    const D* saved;        // [K] with stride H
+    const D* h;            // state 0 before the step, or null with a projection
+    const A* inner;        // [S-1] before the step, stride BH
+    const A* inner_after;  // [S-1] after it
   };
 
   Unit unit(int64_t t, int64_t b, int64_t j) const {
@@ -140,8 +150,10 @@ class BackwardPass {
             cells + (t * Inner * B + b) * H + j};
   }
 
-  // Units [j, j + n) of row b: total is the gradient of their h; direct_h takes what passes W_hh by.
-  void through_cell(int64_t t, int64_t b, int64_t j, int width, A* now, const A* total, A* direct_h) {
+  // Units [j, j + n) of row b: total is the gradient of their h; direct_h takes what passes W_hh
+  // by.
+  void through_cell(int64_t t, int64_t b, int64_t j, int width, A* now, const A* total,
+                    A* direct_h) {
     const int64_t n = H - j < width ? H - j : width;
     if (projected && !alive(a.lengths, b, t)) return silence(t, b, j, n, now);
     const Unit v = unit(t, b, j);

@@ -1,10 +1,11 @@
 // C += A B on small blocks in cache: the product behind all three passes of the softmax.
 //
-// B and C have rows of whole vectors; A is read one element at a time with any strides, so that it may
-// also be a transposed view. A tile of kTileRows x kTileVectors accumulators stays in registers over
-// the whole of n. An element's sum is one chain of fused multiply-adds in the order of n, whatever the
-// tiling: same input, same bits. It starts from zero, not from C: a caller that cuts a long sum into
-// blocks gets short chains, whose rounding errors grow less than those of one long chain.
+// B and C have rows of whole vectors; A is read one element at a time with any strides, so that it
+// may also be a transposed view. A tile of kTileRows x kTileVectors accumulators stays in registers
+// over the whole of n. An element's sum is one chain of fused multiply-adds in the order of n,
+// whatever the tiling: same input, same bits. It starts from zero, not from C: a caller that cuts a
+// long sum into blocks gets short chains, whose rounding errors grow less than those of one long
+// chain.
 #pragma once
 #include "product.h"
 
@@ -52,8 +53,8 @@ inline void multiply_rows(int64_t rows, Strided<A> a, const A* b, int64_t ldb, i
 
 // C[rows, vectors] += A[rows, n] B[n, vectors]
 template <class A>
-inline void multiply(int64_t rows, int64_t vectors, int64_t n, Strided<A> a, const A* b, int64_t ldb,
-                     A* c, int64_t ldc) {
+inline void multiply(int64_t rows, int64_t vectors, int64_t n, Strided<A> a, const A* b,
+                     int64_t ldb, A* c, int64_t ldc) {
   constexpr int step = kTileVectors * Vector<A>::lanes;
   for (; vectors >= 3; vectors -= 3, b += step, c += step)
     multiply_rows<kTileRows, 3>(rows, a, b, ldb, n, c, ldc);

@@ -7,8 +7,8 @@
 
 namespace fusedrnn {
 
-#define FRNN_DECLARE(ISA) \
-  namespace ISA {         \
+#define FRNN_DECLARE(ISA)                                    \
+  namespace ISA {                                            \
   const SequenceKernels* sequence_kernels(const char* cell); \
   }
 FRNN_DECLARE(portable)

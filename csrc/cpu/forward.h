@@ -16,7 +16,8 @@ inline bool alive(const int64_t* lengths, int64_t b, int64_t t) {
   return lengths == nullptr || t < lengths[b];
 }
 
-// W_hh rows of gates [first, first + N), interleaved so that a panel holds all N gates of its units.
+// W_hh rows of gates [first, first + N), interleaved so that a panel holds all N gates of its
+// units.
 template <class A, int N>
 struct GatePanels : Panels<A, N * unit_vectors(N)> {
   using Base = Panels<A, N * unit_vectors(N)>;
@@ -41,10 +42,19 @@ class ForwardPass {
 
  public:
   explicit ForwardPass(const SequenceForward& args)
-      : a(args), T(a.n.T), B(a.n.B), H(a.n.H), P(a.n.P),
-        w1(P, H), w2(N2 ? H : 0, H), wr(a.weight_hr ? H : 0, a.weight_hr ? ceil_div(P, wr.width) : 0),
-        bias(G * H), states(S * B * H), h(2 * B * P),
-        operand(N2 || a.weight_hr ? B * H : 0), kept(N2 ? B * K * H : 0) {}
+      : a(args),
+        T(a.n.T),
+        B(a.n.B),
+        H(a.n.H),
+        P(a.n.P),
+        w1(P, H),
+        w2(N2 ? H : 0, H),
+        wr(a.weight_hr ? H : 0, a.weight_hr ? ceil_div(P, wr.width) : 0),
+        bias(G * H),
+        states(S * B * H),
+        h(2 * B * P),
+        operand(N2 || a.weight_hr ? B * H : 0),
+        kept(N2 ? B * K * H : 0) {}
 
   bool allocated() const {
     return w1.data && w2.data && wr.data && bias && states && h && operand && kept;
@@ -104,8 +114,7 @@ class ForwardPass {
   }
 
   // Units [j, j + n) of row b at step t, n cut at H; c holds the gates' last product.
-  void row(int64_t t, int64_t b, int64_t j, int units, const A* before, A* after,
-           const A* c) {
+  void row(int64_t t, int64_t b, int64_t j, int units, const A* before, A* after, const A* c) {
     const int64_t n = H - j < units ? H - j : units;
     D* y = static_cast<D*>(a.y) + (t * B + b) * P + j;
     if (!alive(a.lengths, b, t)) {
@@ -121,8 +130,8 @@ class ForwardPass {
     const A* bias_j = bias.get() + j;
     A* state = states.get() + b * H + j;
     A* old = N2 ? kept.get() + b * K * H + j : nullptr;
-    // Without backward to come, what is saved goes nowhere - by the same instructions, hence with the
-    // same bits in y: a second instance of the loop would round differently.
+    // Without backward to come, what is saved goes nowhere - by the same instructions, hence with
+    // the same bits in y: a second instance of the loop would round differently.
     D no_saved[K * Panels<A, 4>::width];
     A no_cells[S * Panels<A, 4>::width];
     const int64_t k_stride = a.saved ? H : units, s_stride = a.saved ? B * H : units;
@@ -138,8 +147,7 @@ class ForwardPass {
         u[g] = g < N1 && N2 ? A(0) : c[(g - (N2 ? N1 : 0)) * units + l] + bias_j[g * H_ + l];
       });
       each<S>([&](auto k) FRNN_INLINE { s[k] = state[k * BH + l]; });
-      if constexpr (N2 > 0)
-        each<K>([&](auto k) FRNN_INLINE { saved[k] = old[k * H_ + l]; });
+      if constexpr (N2 > 0) each<K>([&](auto k) FRNN_INLINE { saved[k] = old[k * H_ + l]; });
       Cell::forward(x, u, s, out, saved);
       each<S>([&](auto k) FRNN_INLINE { state[k * BH + l] = out[k]; });
       to_h[l] = rounded<D>(out[0]);
@@ -190,8 +198,7 @@ class ForwardPass {
       std::memset(static_cast<D*>(a.saved) + ((t * B + b) * K + k) * H + j, 0, n * sizeof(D));
     for (int k = 0; k < S - 1; ++k)
       std::memset(static_cast<A*>(a.cells) + ((t * (S - 1) + k) * B + b) * H + j, 0, n * sizeof(A));
-    if (a.hidden)
-      std::memset(static_cast<D*>(a.hidden) + (t * B + b) * H + j, 0, n * sizeof(D));
+    if (a.hidden) std::memset(static_cast<D*>(a.hidden) + (t * B + b) * H + j, 0, n * sizeof(D));
   }
 
   void finish(const Worker& worker) {

@@ -1,5 +1,5 @@
-// Which instruction set the CPU kernels use: the best that the machine and the build have, or the one
-// that the environment variable FUSEDRNN_CPU_ISA names (portable, avx2, avx512).
+// Which instruction set the CPU kernels use: the best that the machine and the build have, or the
+// one that the environment variable FUSEDRNN_CPU_ISA names (portable, avx2, avx512).
 #pragma once
 #include <string>
 

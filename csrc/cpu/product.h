@@ -3,9 +3,9 @@
 //
 //   C[b, j] = sum_k A[b, k] * W[k, j]        A: [B, K] row-major; W: packed; C goes to an epilogue
 //
-// A tile is M rows by one panel of V vectors: M * V accumulators stay in registers over the whole of K.
-// Each element is one chain of fused multiply-adds in the order of k, whatever the tiling and the
-// number of threads: same input, same bits.
+// A tile is M rows by one panel of V vectors: M * V accumulators stay in registers over the whole
+// of K. Each element is one chain of fused multiply-adds in the order of k, whatever the tiling and
+// the number of threads: same input, same bits.
 #pragma once
 #include <cstdlib>
 #include <type_traits>
@@ -49,8 +49,8 @@ class Buffer {
   A* data_;
 };
 
-// f(I), ..., f(N - 1), unrolled from the start: a plain loop over a cell's arrays is unrolled too late
-// for GCC 12 to keep them in registers, and the loop over units around it then stays scalar.
+// f(I), ..., f(N - 1), unrolled from the start: a plain loop over a cell's arrays is unrolled too
+// late for GCC 12 to keep them in registers, and the loop over units around it then stays scalar.
 template <int N, int I = 0, class F>
 inline FRNN_INLINE void each(F&& f) {
   if constexpr (I < N) {

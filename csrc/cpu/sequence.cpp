@@ -34,10 +34,14 @@ template <class Cell>
 const char* forward(const SequenceForward& a, void*, void*) {
   const int threads = workers(a.n, Cell::kGates);
   switch (a.n.dtype) {
-    case DType::f64: return run(ForwardPass<Cell, double>(a), threads);
-    case DType::f32: return run(ForwardPass<Cell, float>(a), threads);
-    case DType::bf16: return run(ForwardPass<Cell, bf16>(a), threads);
-    case DType::f16: return run(ForwardPass<Cell, f16>(a), threads);
+    case DType::f64:
+      return run(ForwardPass<Cell, double>(a), threads);
+    case DType::f32:
+      return run(ForwardPass<Cell, float>(a), threads);
+    case DType::bf16:
+      return run(ForwardPass<Cell, bf16>(a), threads);
+    case DType::f16:
+      return run(ForwardPass<Cell, f16>(a), threads);
   }
   return "unknown dtype";
 }
@@ -46,10 +50,14 @@ template <class Cell>
 const char* backward(const SequenceBackward& a, void*, void*) {
   const int threads = workers(a.n, Cell::kGates);
   switch (a.n.dtype) {
-    case DType::f64: return run(BackwardPass<Cell, double>(a), threads);
-    case DType::f32: return run(BackwardPass<Cell, float>(a), threads);
-    case DType::bf16: return run(BackwardPass<Cell, bf16>(a), threads);
-    case DType::f16: return run(BackwardPass<Cell, f16>(a), threads);
+    case DType::f64:
+      return run(BackwardPass<Cell, double>(a), threads);
+    case DType::f32:
+      return run(BackwardPass<Cell, float>(a), threads);
+    case DType::bf16:
+      return run(BackwardPass<Cell, bf16>(a), threads);
+    case DType::f16:
+      return run(BackwardPass<Cell, f16>(a), threads);
   }
   return "unknown dtype";
 }
@@ -57,8 +65,7 @@ const char* backward(const SequenceBackward& a, void*, void*) {
 size_t no_workspace(const SequenceSizes&, bool) { return 0; }
 
 const SequenceKernels kKernels[] = {
-#define X(...) \
-  {__VA_ARGS__::kName, forward<__VA_ARGS__>, backward<__VA_ARGS__>, no_workspace},
+#define X(...) {__VA_ARGS__::kName, forward<__VA_ARGS__>, backward<__VA_ARGS__>, no_workspace},
     FRNN_FOR_EACH_CELL(X)
 #undef X
 };

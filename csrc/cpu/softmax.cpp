@@ -18,20 +18,28 @@ const char* run(const Args& args, const SoftmaxPlan& plan) {
 
 const char* softmax_forward(const SoftmaxForward& args, const SoftmaxPlan& plan) {
   switch (args.n.dtype) {
-    case DType::f64: return run<SoftmaxForwardPass<double>>(args, plan);
-    case DType::f32: return run<SoftmaxForwardPass<float>>(args, plan);
-    case DType::bf16: return run<SoftmaxForwardPass<bf16>>(args, plan);
-    case DType::f16: return run<SoftmaxForwardPass<f16>>(args, plan);
+    case DType::f64:
+      return run<SoftmaxForwardPass<double>>(args, plan);
+    case DType::f32:
+      return run<SoftmaxForwardPass<float>>(args, plan);
+    case DType::bf16:
+      return run<SoftmaxForwardPass<bf16>>(args, plan);
+    case DType::f16:
+      return run<SoftmaxForwardPass<f16>>(args, plan);
   }
   return "unknown dtype";
 }
 
 const char* softmax_backward(const SoftmaxBackward& args, const SoftmaxPlan& plan) {
   switch (args.n.dtype) {
-    case DType::f64: return run<SoftmaxBackwardPass<double>>(args, plan);
-    case DType::f32: return run<SoftmaxBackwardPass<float>>(args, plan);
-    case DType::bf16: return run<SoftmaxBackwardPass<bf16>>(args, plan);
-    case DType::f16: return run<SoftmaxBackwardPass<f16>>(args, plan);
+    case DType::f64:
+      return run<SoftmaxBackwardPass<double>>(args, plan);
+    case DType::f32:
+      return run<SoftmaxBackwardPass<float>>(args, plan);
+    case DType::bf16:
+      return run<SoftmaxBackwardPass<bf16>>(args, plan);
+    case DType::f16:
+      return run<SoftmaxBackwardPass<f16>>(args, plan);
   }
   return "unknown dtype";
 }

@@ -1,8 +1,9 @@
 // The softmax backward on the CPU. With G = d log p / dz as forward left it and d the gradient of
 // each token's log p:
-//   dx_t = d_t sum_r G[r, t] w_r       tasks: blocks of sorted tokens (and of columns when those are few)
-//   dw_r = sum_t G[r, t] d_t x_t       tasks: chunks of a node's rows; each row is written once
-//   db_r = sum_t G[r, t] d_t           as many partial sums as a panel is wide, then a tree: torch sums
+//   dx_t = d_t sum_r G[r, t] w_r       tasks: blocks of sorted tokens (and of columns when those
+//   are few) dw_r = sum_t G[r, t] d_t x_t       tasks: chunks of a node's rows; each row is written
+//   once db_r = sum_t G[r, t] d_t           as many partial sums as a panel is wide, then a tree:
+//   torch sums
 //                                      as exactly, and a bias gradient cancels much
 #pragma once
 #include "softmax_common.h"
@@ -22,7 +23,13 @@ class SoftmaxBackwardPass {
 
  public:
   SoftmaxBackwardPass(const SoftmaxBackward& args, const SoftmaxPlan& plan)
-      : a(args), p(plan), N(a.n.N), H(a.n.H), ld(row_stride<A>(H)), xs(N * ld), ds(N),
+      : a(args),
+        p(plan),
+        N(a.n.N),
+        H(a.n.H),
+        ld(row_stride<A>(H)),
+        xs(N * ld),
+        ds(N),
         tasks(list_tasks(nullptr)) {}
 
   bool allocated() {
@@ -94,13 +101,14 @@ class SoftmaxBackwardPass {
     }
   }
 
-  // Calls f(sorted token, tokens, their G at the node's row 0, G's row stride) for each panel of the
-  // visit that has tokens in [begin, end).
+  // Calls f(sorted token, tokens, their G at the node's row 0, G's row stride) for each panel of
+  // the visit that has tokens in [begin, end).
   template <class F>
   void panels(const SoftmaxVisit& visit, int64_t begin, int64_t end, F f) const {
     const int64_t T = visit.end - visit.begin, last = least(end, visit.end) - visit.begin;
     for (int64_t t = begin > visit.begin ? begin - visit.begin : 0; t < last;) {
-      const int64_t start = t / L * L, width = least(L, T - start), stop = least(start + width, last);
+      const int64_t start = t / L * L, width = least(L, T - start),
+                    stop = least(start + width, last);
       const A* g = static_cast<const A*>(a.saved) + visit.saved + start * visit.rows + (t - start);
       f(visit.begin + t, stop - t, g, width);
       t = stop;

@@ -1,7 +1,7 @@
 // What both passes of the softmax share: sizes of blocks, scratch memory, tokens in sorted order.
 //
-// A panel is up to kLanes neighbouring tokens of one node. Its logits are [rows][width]: tokens on the
-// vector's lanes, so that maxima and sums over rows are vertical and no class needs padding.
+// A panel is up to kLanes neighbouring tokens of one node. Its logits are [rows][width]: tokens on
+// the vector's lanes, so that maxima and sums over rows are vertical and no class needs padding.
 #pragma once
 #include <omp.h>
 
@@ -13,11 +13,11 @@ inline namespace FRNN_ISA {
 
 template <class A>
 constexpr int64_t kLanes = kTileVectors * Vector<A>::lanes;
-constexpr int64_t kPanels = 3;     // panels of a block: 144 tokens in AVX-512 and float
-constexpr int64_t kGroup = 32;     // weight rows converted at a time in forward ...
-constexpr int64_t kRows = 64;      // ... and in backward
-constexpr int64_t kChunk = 512;    // weight rows of one forward task
-constexpr int64_t kFeatures = 128; // features of one product: 24 KB of tokens stay in L1
+constexpr int64_t kPanels = 3;      // panels of a block: 144 tokens in AVX-512 and float
+constexpr int64_t kGroup = 32;      // weight rows converted at a time in forward ...
+constexpr int64_t kRows = 64;       // ... and in backward
+constexpr int64_t kChunk = 512;     // weight rows of one forward task
+constexpr int64_t kFeatures = 128;  // features of one product: 24 KB of tokens stay in L1
 
 constexpr int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,5 +1,5 @@
-// Before the softmax kernels: sort the tokens by leaf and find the nodes they pass through. Then the
-// kernel of the instruction set in use.
+// Before the softmax kernels: sort the tokens by leaf and find the nodes they pass through. Then
+// the kernel of the instruction set in use.
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -9,10 +9,10 @@
 
 namespace fusedrnn {
 
-#define FRNN_DECLARE(ISA)                                                        \
-  namespace ISA {                                                                \
-  const char* softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);        \
-  const char* softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&);      \
+#define FRNN_DECLARE(ISA)                                                   \
+  namespace ISA {                                                           \
+  const char* softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);   \
+  const char* softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&); \
   }
 FRNN_DECLARE(portable)
 #ifdef FUSEDRNN_HAS_avx2

@@ -1,5 +1,5 @@
-// The softmax forward on the CPU. Tasks are (node, block of its tokens, chunk of its rows); each leaves
-// exp(z - m) with the chunk's maximum m and sum, and once all chunks of a node are there
+// The softmax forward on the CPU. Tasks are (node, block of its tokens, chunk of its rows); each
+// leaves exp(z - m) with the chunk's maximum m and sum, and once all chunks of a node are there
 //   lse = M + log sum_c s_c exp(m_c - M),   log p = z_target - lse,   d log p / dz = 1[target] - p
 #pragma once
 #include <cmath>
@@ -35,8 +35,16 @@ class SoftmaxForwardPass {
 
  public:
   SoftmaxForwardPass(const SoftmaxForward& args, const SoftmaxPlan& plan)
-      : a(args), p(plan), N(a.n.N), H(a.n.H), ld(row_stride<A>(H)), xs(N * ld), log_p(p.slots),
-        tasks(count_tasks()), maxima(stats_), sums(stats_) {}
+      : a(args),
+        p(plan),
+        N(a.n.N),
+        H(a.n.H),
+        ld(row_stride<A>(H)),
+        xs(N * ld),
+        log_p(p.slots),
+        tasks(count_tasks()),
+        maxima(stats_),
+        sums(stats_) {}
 
   bool allocated() {
     if (!(xs && log_p && tasks && maxima && sums)) return false;
@@ -84,8 +92,13 @@ class SoftmaxForwardPass {
       const int64_t chunks = chunks_of(visit), T = visit.end - visit.begin;
       for (int64_t c = 0; c < chunks; ++c)
         for (int64_t t = 0; t < T; t += B, ++task)
-          *task = {&visit, t, least(B, T - t), c * kChunk, least(kChunk, visit.rows - c * kChunk),
-                   chunks, (task - tasks.get()) * B};
+          *task = {&visit,
+                   t,
+                   least(B, T - t),
+                   c * kChunk,
+                   least(kChunk, visit.rows - c * kChunk),
+                   chunks,
+                   (task - tasks.get()) * B};
     }
   }
 

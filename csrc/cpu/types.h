@@ -1,5 +1,5 @@
-// The dtypes of tensors on the CPU: 16-bit ones are converted on load and store, all arithmetic is in
-// float or double. The conversions are branch-free so that loops over units vectorise.
+// The dtypes of tensors on the CPU: 16-bit ones are converted on load and store, all arithmetic is
+// in float or double. The conversions are branch-free so that loops over units vectorise.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -22,7 +22,8 @@ struct f16 {
   uint16_t bits;
 };
 inline FRNN_INLINE float load(f16 v) {
-  // The 15 low bits, moved to float's place, are the value times 2^-112; infinity and NaN keep theirs.
+  // The 15 low bits, moved to float's place, are the value times 2^-112; infinity and NaN keep
+  // theirs.
   const uint32_t low = uint32_t(v.bits & 0x7fffu) << 13, sign = uint32_t(v.bits & 0x8000u) << 16;
   const float scaled = float_of(low) * 0x1p112f;
   const uint32_t special = low | 0x7f800000u;

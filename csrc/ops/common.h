@@ -23,11 +23,16 @@ using torch::stable::Tensor;
 
 inline DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: break;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      break;
   }
   STD_TORCH_CHECK(false, "fusedrnn: dtype must be float64, float32, bfloat16 or float16");
   return DType::f32;
@@ -43,7 +48,7 @@ inline const void* data(const std::optional<Tensor>& t) {
 }
 
 inline Tensor allocate(const Tensor& like, std::vector<int64_t> size,
-                        std::optional<ScalarType> dtype = std::nullopt) {
+                       std::optional<ScalarType> dtype = std::nullopt) {
   return torch::stable::new_empty(like, size, dtype);
 }
 

@@ -16,8 +16,8 @@ struct CellSizes {
 };
 
 CellSizes sizes_of(const std::string& cell) {
-#define X(...)                     \
-  if (cell == __VA_ARGS__::kName)  \
+#define X(...)                    \
+  if (cell == __VA_ARGS__::kName) \
     return {__VA_ARGS__::kGates, __VA_ARGS__::kStates, __VA_ARGS__::kSaved, __VA_ARGS__::kGrads};
   FRNN_FOR_EACH_CELL(X)
 #undef X
@@ -110,8 +110,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
                   ", got ", show(gx), " and ", show(weight_hh));
   const int64_t T = gx.size(0), B = gx.size(1), P = weight_hh.size(1);
   const int64_t H = weight_hh.size(0) / c.gates, S = c.states;
-  STD_TORCH_CHECK(weight_hr.has_value() || P == H, "fusedrnn: weight_hh must be [", c.gates * H, ", ", H,
-                  "] without a projection, got ", show(weight_hh));
+  STD_TORCH_CHECK(weight_hr.has_value() || P == H, "fusedrnn: weight_hh must be [", c.gates * H,
+                  ", ", H, "] without a projection, got ", show(weight_hh));
   const Checked checked(gx, "gx");
   gx = checked(gx, "gx", {T, B, c.gates * H});
   weight_hh = checked(weight_hh, "weight_hh", {c.gates * H, P});
@@ -128,9 +128,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
   Tensor hidden = allocate(gx, keep_hidden ? Size{T, B, H} : Size{0});
   const SequenceForward args{
       {T, B, H, P, dtype_of(gx), reverse, int(torch::stable::get_num_threads())},
-      gx.const_data_ptr(), weight_hh.const_data_ptr(), data(bias_hh), data(weight_hr),
-      h0.const_data_ptr(), c0.const_data_ptr(), longs(lengths), y.mutable_data_ptr(),
-      hn.mutable_data_ptr(), cn.mutable_data_ptr(), save ? saved.mutable_data_ptr() : nullptr,
+      gx.const_data_ptr(),
+      weight_hh.const_data_ptr(),
+      data(bias_hh),
+      data(weight_hr),
+      h0.const_data_ptr(),
+      c0.const_data_ptr(),
+      longs(lengths),
+      y.mutable_data_ptr(),
+      hn.mutable_data_ptr(),
+      cn.mutable_data_ptr(),
+      save ? saved.mutable_data_ptr() : nullptr,
       save ? cells.mutable_data_ptr() : nullptr,
       keep_hidden ? hidden.mutable_data_ptr() : nullptr};
   if (B > 0) launch(cell, gx, args, false, [](const SequenceKernels& k) { return k.forward; });
@@ -146,8 +154,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sequence_backward(
                   ", got ", show(y), " and ", show(weight_hh));
   const int64_t T = y.size(0), B = y.size(1), P = y.size(2);
   const int64_t H = weight_hh.size(0) / c.gates, S = c.states;
-  STD_TORCH_CHECK(weight_hr.has_value() || P == H, "fusedrnn: weight_hh must be [", c.gates * H, ", ", H,
-                  "] without a projection, got ", show(weight_hh));
+  STD_TORCH_CHECK(weight_hr.has_value() || P == H, "fusedrnn: weight_hh must be [", c.gates * H,
+                  ", ", H, "] without a projection, got ", show(weight_hh));
   const Checked checked(y, "y");
   y = checked(y, "y", {T, B, P});
   dy = checked(dy, "dy", {T, B, P});
@@ -166,10 +174,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sequence_backward(
   Tensor dh = allocate(y, weight_hr.has_value() ? Size{T, B, P} : Size{0});
   const SequenceBackward args{
       {T, B, H, P, dtype_of(y), reverse, int(torch::stable::get_num_threads())},
-      data(dy), data(dhn), data(dcn), y.const_data_ptr(), h0.const_data_ptr(), c0.const_data_ptr(),
-      weight_hh.const_data_ptr(), data(weight_hr), longs(lengths), saved.const_data_ptr(),
-      cells.const_data_ptr(), grads.mutable_data_ptr(), dh0.mutable_data_ptr(),
-      dc0.mutable_data_ptr(), weight_hr.has_value() ? dh.mutable_data_ptr() : nullptr};
+      data(dy),
+      data(dhn),
+      data(dcn),
+      y.const_data_ptr(),
+      h0.const_data_ptr(),
+      c0.const_data_ptr(),
+      weight_hh.const_data_ptr(),
+      data(weight_hr),
+      longs(lengths),
+      saved.const_data_ptr(),
+      cells.const_data_ptr(),
+      grads.mutable_data_ptr(),
+      dh0.mutable_data_ptr(),
+      dc0.mutable_data_ptr(),
+      weight_hr.has_value() ? dh.mutable_data_ptr() : nullptr};
   if (B > 0) launch(cell, y, args, true, [](const SequenceKernels& k) { return k.backward; });
   return {grads, dh0, dc0, dh};
 }

@@ -1,4 +1,5 @@
-// The hierarchical softmax ops (schemas: fusedrnn/softmax_ops.py): check, allocate, call the kernel.
+// The hierarchical softmax ops (schemas: fusedrnn/softmax_ops.py): check, allocate, call the
+// kernel.
 #include "../softmax.h"
 
 #include <tuple>
@@ -33,8 +34,8 @@ struct Tree {
         node_branches(ints(branches, "node_branches", rows.numel())),
         branch_leaf(ints(leaf, "branch_leaf", rank.numel() + rows.numel() - 2)),
         branch_node(ints(node, "branch_node", rank.numel() + rows.numel() - 2)),
-        view{rank.numel(), rows.numel() - 1, weight_rows, longs(leaf_rank), longs(node_rows),
-             longs(node_branches), longs(branch_leaf), longs(branch_node)} {
+        view{rank.numel(),     rows.numel() - 1,     weight_rows,        longs(leaf_rank),
+             longs(node_rows), longs(node_branches), longs(branch_leaf), longs(branch_node)} {
     STD_TORCH_CHECK(view.nodes >= 1 && view.node_rows[view.nodes] == weight_rows,
                     "fusedrnn: weight has ", weight_rows, " rows, but the hierarchy needs ",
                     view.nodes >= 1 ? view.node_rows[view.nodes] : 0);
@@ -104,12 +105,11 @@ std::tuple<Tensor, Tensor, Tensor> softmax_backward(Tensor grad, Tensor input, T
   Tensor dinput = allocate(input, {need_input ? n.N : 0, n.H});
   Tensor dweight = allocate(weight, {need_weight ? R : 0, n.H});
   Tensor dbias = allocate(weight, {need_bias ? R : 0});
-  succeed(cpu_softmax_backward(
-      {n, tree.view, grad.const_data_ptr(), input.const_data_ptr(), weight.const_data_ptr(),
-       longs(target), saved.const_data_ptr(), saved.numel(),
-       need_input ? dinput.mutable_data_ptr() : nullptr,
-       need_weight ? dweight.mutable_data_ptr() : nullptr,
-       need_bias ? dbias.mutable_data_ptr() : nullptr}));
+  succeed(cpu_softmax_backward({n, tree.view, grad.const_data_ptr(), input.const_data_ptr(),
+                                weight.const_data_ptr(), longs(target), saved.const_data_ptr(),
+                                saved.numel(), need_input ? dinput.mutable_data_ptr() : nullptr,
+                                need_weight ? dweight.mutable_data_ptr() : nullptr,
+                                need_bias ? dbias.mutable_data_ptr() : nullptr}));
   return {dinput, dweight, dbias};
 }
 

@@ -25,8 +25,8 @@ Values values(const double (&from)[N]) {
   return Values(from, from + N);
 }
 
-// One step with h-preactivations that are linear in h: u = w * h, and w * operand for the gates of a
-// second product. That is all a unit sees of W_hh, so gradients can be checked unit by unit.
+// One step with h-preactivations that are linear in h: u = w * h, and w * operand for the gates of
+// a second product. That is all a unit sees of W_hh, so gradients can be checked unit by unit.
 template <class Cell>
 struct Unit {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, N = Cell::kGrads;
@@ -77,7 +77,7 @@ py::array_t<float> map(float (*f)(float), const py::array_t<float>& x) {
 }  // namespace
 
 PYBIND11_MODULE(fusedrnn_units, m) {
-#define X(...)                                                                     \
+#define X(...)                                                                               \
   m.def((std::string(__VA_ARGS__::kName) + "_forward").c_str(), Unit<__VA_ARGS__>::forward); \
   m.def((std::string(__VA_ARGS__::kName) + "_backward").c_str(), Unit<__VA_ARGS__>::backward);
   FRNN_FOR_EACH_CELL(X)

@@ -1,0 +1,56 @@
+// Finds the CUDA kernels of a cell by name; each call picks its dtype's.
+#include <cstring>
+
+#include "launchers.h"
+
+namespace fusedrnn {
+namespace {
+
+using cuda::Stepwise;
+
+// call(kernels of this dtype)
+template <class Cell, class F>
+auto with_dtype(DType dtype, F call) {
+  switch (dtype) {
+    case DType::f64:
+      return call(Stepwise<Cell, DType::f64>());
+    case DType::f32:
+      return call(Stepwise<Cell, DType::f32>());
+    case DType::bf16:
+      return call(Stepwise<Cell, DType::bf16>());
+    case DType::f16:
+      break;
+  }
+  return call(Stepwise<Cell, DType::f16>());
+}
+
+template <class Cell>
+const char* forward(const SequenceForward& p, void* workspace, void* stream) {
+  return with_dtype<Cell>(p.n.dtype, [&](auto k) { return k.forward(p, workspace, stream); });
+}
+
+template <class Cell>
+const char* backward(const SequenceBackward& p, void* workspace, void* stream) {
+  return with_dtype<Cell>(p.n.dtype, [&](auto k) { return k.backward(p, workspace, stream); });
+}
+
+template <class Cell>
+size_t workspace_bytes(const SequenceSizes& n, bool back) {
+  return with_dtype<Cell>(n.dtype, [&](auto k) { return k.workspace_bytes(n, back); });
+}
+
+#define X(...) \
+  {__VA_ARGS__::kName, forward<__VA_ARGS__>, backward<__VA_ARGS__>, workspace_bytes<__VA_ARGS__>},
+const SequenceKernels kKernels[] = {FRNN_FOR_EACH_CELL(X)};
+#undef X
+
+}  // namespace
+
+const SequenceKernels* find_cuda_sequence(const char* cell) {
+  for (const SequenceKernels& k : kKernels) {
+    if (std::strcmp(k.cell, cell) == 0) return &k;
+  }
+  return nullptr;
+}
+
+}  // namespace fusedrnn

@@ -1,0 +1,176 @@
+// One step forward, t = 0 .. T-1 (reverse: T-1 .. 0):
+//   u = W_hh h + b_hh,   (h, c) = cell(gx[t], u, h, c),   y[t] = h
+// and with a projection h = W_hr h. One launch; a second product inside the cell or a projection
+// takes one more each, since it needs the first one's result of every unit.
+//
+// States stay wide in the workspace, each element read and written by the one thread that owns it.
+// What meets W_hh is a copy in the data's type; it is double-buffered, because all CTAs read all of
+// it.
+#pragma once
+#include "product.cuh"
+#include "state.cuh"
+
+namespace fusedrnn {
+namespace cuda {
+
+template <class Cell, class Data>
+struct ForwardState {
+  Wide<Data>* h;      // [B, P]
+  Wide<Data>* inner;  // [S-1, B, H]
+  Data* operand;      // [B, P]     h as W_hh sees it, before the step ...
+  Data* next;         // [B, P]     ... and after it; they change places with every step
+  Data* hidden;       // [B, H]     h before the projection
+  Data* second;       // [B, H]     the cell's own operand ...
+  Wide<Data>* early;  // [B, K, H]  ... and what the cell saved together with it
+
+  static ForwardState in(Pieces& pieces, const SequenceSizes& n) {
+    ForwardState s = {};
+    s.h = pieces.take<Wide<Data>>(n.B * n.P);
+    s.inner = pieces.take<Wide<Data>>((Cell::kStates - 1) * n.B * n.H);
+    s.operand = pieces.take<Data>(n.B * n.P);
+    s.next = pieces.take<Data>(n.B * n.P);
+    s.hidden = pieces.take<Data>(n.B * n.H);
+    if (Cell::kSecond > 0) {
+      s.second = pieces.take<Data>(n.B * n.H);
+      s.early = pieces.take<Wide<Data>>(n.B * Cell::kSaved * n.H);
+    }
+    return s;
+  }
+};
+
+// gx[t, b, :, unit]
+template <class Cell, class Data>
+__device__ inline void load_x(Wide<Data> (&x)[Cell::kGates], const SequenceForward& p, int64_t t,
+                              int64_t b, int64_t unit) {
+  const Data* gx = static_cast<const Data*>(p.gx) + (t * p.n.B + b) * Cell::kGates * p.n.H + unit;
+#pragma unroll
+  for (int g = 0; g < Cell::kGates; ++g) x[g] = widen(gx[g * p.n.H]);
+}
+
+// h and the inner states of (b, unit). h of another width than H (a projection's) has no unit's h.
+template <class Cell, class Data>
+__device__ inline void load_states(Wide<Data> (&s)[Cell::kStates],
+                                   const ForwardState<Cell, Data>& state, const SequenceSizes& n,
+                                   int64_t b, int64_t unit) {
+  s[0] = n.P == n.H ? state.h[b * n.H + unit] : Wide<Data>(0);
+#pragma unroll
+  for (int i = 1; i < Cell::kStates; ++i) s[i] = state.inner[((i - 1) * n.B + b) * n.H + unit];
+}
+
+template <class Data>
+__device__ inline Wide<Data> bias_of(const void* bias, int64_t row) {
+  return bias == nullptr ? Wide<Data>(0) : widen(static_cast<const Data*>(bias)[row]);
+}
+
+// Cells with a second product: the first gates, and the operand of the second product.
+template <class Cell, class Data>
+__global__ void __launch_bounds__(kThreads, kCtas<Data>)
+    forward_operand(SequenceForward p, ForwardState<Cell, Data> state, int64_t t) {
+  using W = Wide<Data>;
+  constexpr int kFirst = Cell::kGates - Cell::kSecond;
+  using Gates = Product<Data, kFirst, Weights::rows>;
+  auto& shared = shared_memory<typename Gates::Shared>();
+  const Place at = place(p.n.B, p.n.H);
+  const auto* weight = static_cast<const Data*>(p.weight_hh);
+  const Data* h = state.operand;
+  const auto term = [=](int) { return Term<Data>{h, weight}; };
+  Gates::run(shared, at, 1, term, p.n.P, p.n.P, p.n.P);
+
+  Gates::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[kFirst]) {
+    W x[Cell::kGates], u[Cell::kGates] = {}, s[Cell::kStates], saved[Cell::kSaved] = {};
+    load_x<Cell, Data>(x, p, t, b, unit);
+    load_states<Cell, Data>(s, state, p.n, b, unit);
+#pragma unroll
+    for (int g = 0; g < kFirst; ++g) u[g] = sums[g] + bias_of<Data>(p.bias_hh, g * p.n.H + unit);
+    round_to(state.second[b * p.n.H + unit], Cell::operand(x, u, s, saved));
+#pragma unroll
+    for (int k = 0; k < Cell::kSaved; ++k) {
+      state.early[(b * Cell::kSaved + k) * p.n.H + unit] = saved[k];
+    }
+  });
+}
+
+// The (last) product and the cell. Rows that have ended keep their states; their y is zero.
+template <class Cell, class Data>
+__global__ void __launch_bounds__(kThreads, kCtas<Data>)
+    forward_step(SequenceForward p, ForwardState<Cell, Data> state, int64_t t) {
+  using W = Wide<Data>;
+  constexpr int kMine = Cell::kSecond > 0 ? Cell::kSecond : Cell::kGates;
+  constexpr int kFirst = Cell::kGates - kMine;
+  using Gates = Product<Data, kMine, Weights::rows>;
+  auto& shared = shared_memory<typename Gates::Shared>();
+  const int64_t B = p.n.B, H = p.n.H;
+  const Place at = place(B, H);
+  const Data* weight = static_cast<const Data*>(p.weight_hh) + kFirst * H * p.n.P;
+  const Data* h = Cell::kSecond > 0 ? state.second : state.operand;
+  const auto term = [=](int) { return Term<Data>{h, weight}; };
+  Gates::run(shared, at, 1, term, p.n.P, p.n.P, p.n.P);
+
+  Gates::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[kMine]) {
+    W x[Cell::kGates], u[Cell::kGates] = {}, saved[Cell::kSaved] = {};
+    W s[Cell::kStates], out[Cell::kStates];
+    load_x<Cell, Data>(x, p, t, b, unit);
+    load_states<Cell, Data>(s, state, p.n, b, unit);
+#pragma unroll
+    for (int g = 0; g < kMine; ++g) {
+      u[kFirst + g] = sums[g] + bias_of<Data>(p.bias_hh, (kFirst + g) * H + unit);
+    }
+    if (Cell::kSecond > 0) {
+#pragma unroll
+      for (int k = 0; k < Cell::kSaved; ++k) {
+        saved[k] = state.early[(b * Cell::kSaved + k) * H + unit];
+      }
+    }
+    Cell::forward(x, u, s, out, saved);
+    const bool live = alive(p.lengths, b, t);
+#pragma unroll
+    for (int i = 0; i < Cell::kStates; ++i) out[i] = live ? out[i] : s[i];
+#pragma unroll
+    for (int i = 1; i < Cell::kStates; ++i) {
+      state.inner[((i - 1) * B + b) * H + unit] = out[i];
+      if (p.cells != nullptr) {
+        static_cast<W*>(p.cells)[((t * (Cell::kStates - 1) + i - 1) * B + b) * H + unit] = out[i];
+      }
+    }
+    if (p.saved != nullptr) {
+      Data* to = static_cast<Data*>(p.saved) + (t * B + b) * Cell::kSaved * H + unit;
+#pragma unroll
+      for (int k = 0; k < Cell::kSaved; ++k) round_to(to[k * H], live ? saved[k] : W(0));
+    }
+    if (p.weight_hr != nullptr) {
+      Data* hidden = p.hidden == nullptr ? state.hidden : static_cast<Data*>(p.hidden) + t * B * H;
+      round_to(hidden[b * H + unit], live ? out[0] : W(0));
+    } else {
+      state.h[b * H + unit] = out[0];
+      round_to(state.next[b * H + unit], out[0]);
+      round_to(static_cast<Data*>(p.y)[(t * B + b) * H + unit], live ? out[0] : W(0));
+    }
+  });
+}
+
+// h = W_hr hidden: the same for every cell.
+template <class Cell, class Data>
+__global__ void __launch_bounds__(kThreads, kCtas<Data>)
+    forward_projection(SequenceForward p, ForwardState<Cell, Data> state, int64_t t) {
+  using W = Wide<Data>;
+  using Rows = Product<Data, 1, Weights::rows>;
+  auto& shared = shared_memory<typename Rows::Shared>();
+  const int64_t B = p.n.B, H = p.n.H, P = p.n.P;
+  const Place at = place(B, P);
+  const auto* weight = static_cast<const Data*>(p.weight_hr);
+  const Data* hidden =
+      p.hidden == nullptr ? state.hidden : static_cast<const Data*>(p.hidden) + t * B * H;
+  const auto term = [=](int) { return Term<Data>{hidden, weight}; };
+  Rows::run(shared, at, 1, term, H, H, H);
+
+  Rows::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[1]) {
+    const bool live = alive(p.lengths, b, t);
+    const W h = live ? sums[0] : state.h[b * P + unit];
+    state.h[b * P + unit] = h;
+    round_to(state.next[b * P + unit], h);
+    round_to(static_cast<Data*>(p.y)[(t * B + b) * P + unit], live ? h : W(0));
+  });
+}
+
+}  // namespace cuda
+}  // namespace fusedrnn

@@ -1,0 +1,147 @@
+// CUDA kernels on the host: every CUDA thread is a fiber, __syncthreads hands over to the next one.
+//
+// csrc/cuda/device.cuh includes this instead of the CUDA headers when FUSEDRNN_CUDA_HOST is
+// defined, so that index arithmetic and the use of barriers are tested on any machine. What makes
+// errors visible:
+//   - the order of threads between two barriers, and of CTAs in a launch, is chosen by host::order:
+//     results that depend on it betray a missing barrier or CTAs that need each other
+//   - shared memory starts as NaN in every CTA
+//   - a barrier that only some threads of a CTA reach is an error
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "../cpu/types.h"
+
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+
+using cudaStream_t = void*;
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+struct __half : fusedrnn::f16 {
+  __half() = default;
+  explicit __half(float v) { fusedrnn::store(*this, v); }
+};
+struct __nv_bfloat16 : fusedrnn::bf16 {
+  __nv_bfloat16() = default;
+  explicit __nv_bfloat16(float v) { fusedrnn::store(*this, v); }
+};
+inline float __half2float(__half v) { return fusedrnn::load(v); }
+inline float __bfloat162float(__nv_bfloat16 v) { return fusedrnn::load(v); }
+inline __half __float2half_rn(float v) { return __half(v); }
+inline __nv_bfloat16 __float2bfloat16_rn(float v) { return __nv_bfloat16(v); }
+
+struct HostIndex {
+  unsigned x;
+};
+inline HostIndex threadIdx, blockIdx;
+
+namespace fusedrnn {
+namespace cuda {
+namespace host {
+
+// 0: ascending, 1: descending, else the seed of a random order, a new one after every barrier.
+inline uint64_t order = 0;
+inline int64_t launches = 0;
+
+// One CTA: its fibers and its shared memory.
+class Cta {
+ public:
+  static constexpr size_t kStack = 64 << 10,
+                          kShared = 48 << 10;  // static shared memory ends at 48 KB
+  static Cta& only() {
+    static Cta cta;
+    return cta;
+  }
+
+  const char* run(int threads, const std::function<void()>& body, std::mt19937_64& random) {
+    body_ = &body;
+    std::memset(shared_, 0xff, kShared);
+    fibers_.resize(std::max<size_t>(fibers_.size(), threads));
+    for (int i = 0; i < threads; ++i) begin(fibers_[i]);
+    for (int done = 0; done < threads;) {
+      for (int i : permutation(threads, random)) {
+        running_ = &fibers_[i];
+        threadIdx.x = i;
+        swapcontext(&scheduler_, &running_->context);
+      }
+      done = std::count_if(fibers_.begin(), fibers_.begin() + threads,
+                           [](const Fiber& f) { return f.done; });
+      if (done != 0 && done != threads) return "only some threads of a CTA reach a barrier";
+    }
+    return nullptr;
+  }
+  void barrier() { swapcontext(&running_->context, &scheduler_); }
+  void* shared() { return shared_; }
+
+  static std::vector<int64_t> permutation(int64_t n, std::mt19937_64& random) {
+    std::vector<int64_t> p(n);
+    std::iota(p.begin(), p.end(), 0);
+    if (order == 1) std::reverse(p.begin(), p.end());
+    if (order > 1) std::shuffle(p.begin(), p.end(), random);
+    return p;
+  }
+
+ private:
+  struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[kStack]};
+    bool done;
+  };
+
+  void begin(Fiber& fiber) {
+    fiber.done = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = &scheduler_;
+    makecontext(
+        &fiber.context,
+        [] {
+          (*only().body_)();
+          only().running_->done = true;
+        },
+        0);
+  }
+
+  const std::function<void()>* body_ = nullptr;
+  alignas(16) char shared_[kShared];
+  std::vector<Fiber> fibers_;
+  Fiber* running_ = nullptr;
+  ucontext_t scheduler_;
+};
+
+}  // namespace host
+
+template <class T>
+T& shared_memory() {
+  static_assert(sizeof(T) <= host::Cta::kShared, "more than the static shared memory of a CTA");
+  return *static_cast<T*>(host::Cta::only().shared());
+}
+
+template <class... P, class... A>
+const char* launch(void (*kernel)(P...), int64_t ctas, int threads, cudaStream_t, A... args) {
+  std::mt19937_64 random(host::order + host::launches++);
+  const std::function<void()> body = [&] { kernel(args...); };
+  for (int64_t cta : host::Cta::permutation(ctas, random)) {
+    blockIdx.x = static_cast<unsigned>(cta);
+    if (const char* wrong = host::Cta::only().run(threads, body, random)) return wrong;
+  }
+  return nullptr;
+}
+
+}  // namespace cuda
+}  // namespace fusedrnn
+
+inline void __syncthreads() { fusedrnn::cuda::host::Cta::only().barrier(); }

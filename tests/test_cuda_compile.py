@@ -1,0 +1,108 @@
+"""Every CUDA kernel compiles without a GPU, and fits: registers, spills, shared memory.
+
+FUSEDRNN_TEST_ARCHS names the architectures ("80 90a 100 120" are all that are shipped).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusedrnn.cells import CELLS
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import kernel_table  # noqa: E402
+
+VERSION = kernel_table.nvcc_version()
+ARCHS = tuple(os.environ.get("FUSEDRNN_TEST_ARCHS", "80 90a").split())
+SOURCES = kernel_table.ROOT / "csrc/cuda"
+
+needs_nvcc = pytest.mark.skipif(VERSION is None, reason="no nvcc on PATH (the CUDA toolkit)")
+COMMITTED = kernel_table.read_markdown((ROOT / "docs/kernel-table.md").read_text())
+
+# __launch_bounds__(128, 3), for double (128, 2): an SM has 65536 registers, a thread at most 255.
+REGISTERS = {"float64": 255, "float32": 168, "bfloat16": 168, "float16": 168}
+STATIC_SHARED = 48 << 10
+
+
+def expected() -> set[tuple[str, str, str]]:
+    """(kernel, cell, dtype) of all that the registry asks for."""
+    keys = set()
+    for dtype in kernel_table.DTYPES.values():
+        keys |= {("load_state", "-", dtype), ("store_state", "-", dtype)}
+        for cell in CELLS.values():
+            extra = ["forward_projection"]
+            if cell.second:
+                extra = ["forward_operand", "backward_operand"]
+            names = ["forward_step", "backward_step", "backward_state", *extra]
+            keys |= {(name, cell.name, dtype) for name in names}
+    return keys
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return kernel_table.compile_kernels(ARCHS)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_kernel_compiles(kernels, arch):
+    assert {k.key for k in kernels if k.arch == arch} == expected()
+
+
+@needs_nvcc
+def test_every_kernel_keeps_its_budget(kernels):
+    for kernel in kernels:
+        assert kernel.spilled == 0, f"spills, or keeps an array in memory: {kernel}"
+        assert kernel.registers <= REGISTERS[kernel.dtype], kernel
+        assert kernel.shared <= STATIC_SHARED, kernel
+
+
+@needs_nvcc
+def test_the_committed_table_is_what_the_compiler_says(kernels):
+    version, rows = COMMITTED
+    if version != VERSION:
+        pytest.skip(f"docs/kernel-table.md is of nvcc {version}, this is {VERSION}")
+    for kernel in kernels:
+        said = rows[kernel.key]
+        now = {f"sm_{kernel.arch}": kernel.registers, "shared": kernel.shared}
+        assert {column: said[column] for column in now} == now, (
+            f"{kernel}; python tools/kernel_table.py compile -o docs/kernel-table.md writes it anew"
+        )
+
+
+def test_the_committed_table_is_complete_and_in_budget():
+    """Also where there is no nvcc."""
+    _, rows = COMMITTED
+    assert rows.keys() == expected()
+    for (name, cell, dtype), row in rows.items():
+        registers = [row[f"sm_{arch}"] for arch in kernel_table.ARCHS]
+        assert max(registers) <= REGISTERS[dtype] and row["spilled"] == 0, (name, cell, dtype)
+        assert row["shared"] <= STATIC_SHARED, (name, cell, dtype)
+
+
+def test_the_tool_reads_what_ptxas_writes():
+    """One message each of a kernel that spills and of one that has no cell and no shared memory."""
+    log = """
+ptxas info    : Compiling entry function '_ZN8fusedrnn4cuda12forward_stepINS_4base3RNNINS2_4TanhEEE6__halfEEvNS_15SequenceForwardENS0_12ForwardStateIT_T0_EEl' for 'sm_90a'
+ptxas info    : Function properties for _ZN8fusedrnn4cuda12forward_stepINS_4base3RNNINS2_4TanhEEE6__halfEEvNS_15SequenceForwardENS0_12ForwardStateIT_T0_EEl
+    16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 96 registers, used 1 barriers, 13824 bytes smem
+ptxas info    : Compiling entry function '_ZN8fusedrnn4cuda11store_stateIdEEvlPKNS0_6WideOfIT_E4typeEPS3_' for 'sm_80'
+ptxas info    : Function properties for _ZN8fusedrnn4cuda11store_stateIdEEvlPKNS0_6WideOfIT_E4typeEPS3_
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers, 380 bytes cmem[0]
+"""  # noqa: E501
+    one, two = kernel_table.parse(log)
+    assert one.key == ("forward_step", "rnn_tanh", "float16")
+    assert (one.arch, one.registers, one.shared, one.spilled) == ("90a", 96, 13824, 28)
+    assert two.key == ("store_state", "-", "float64")
+    assert (two.arch, two.registers, two.shared, two.spilled) == ("80", 8, 0, 0)
+
+
+def test_there_is_a_source_for_every_dtype():
+    assert {p.stem for p in SOURCES.glob("sequence_*.cu")} == {
+        f"sequence_{short}" for short in ("f64", "f32", "bf16", "f16")
+    }

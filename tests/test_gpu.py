@@ -1,0 +1,147 @@
+"""What only a GPU can show: the CUDA and Triton kernels against float64, CUDA graphs, streams.
+
+Every test also runs on the CPU, so that it cannot fail on the card for a mistake in the test
+itself: there a "graph" is the function and a "stream" nothing. Most other test files have these
+backends too (conftest.py); this is what a GPU must pass before docs/gpu-status.md may say that a
+kernel ran.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from samples import LAYERS
+from sequence_case import CELLS, Case, cases, check, inputs, plain, run, truth
+from torch.library import opcheck
+
+import fusedrnn
+from fusedrnn import ops
+
+BIG = Case(T=33, B=37, H=129)
+
+
+@pytest.mark.parametrize(("cell", "case"), cases())
+def test_against_float64(cell, case, device, dtype):
+    tensors = inputs(cell, case, dtype, device)
+    theirs = run(plain, cell, case, tensors, dtype)
+    true = truth(cell, case, tensors)
+    check(run(ops.sequence, cell, case, tensors, dtype), true, theirs, dtype, cell.name)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_many_ctas_and_steps_against_float64(name, device, dtype):
+    test_against_float64(CELLS[name], BIG, device, dtype)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_same_input_same_bits(name, device, dtype):
+    tensors = inputs(CELLS[name], BIG, dtype, device)
+    first, *others = (run(ops.sequence, CELLS[name], BIG, tensors, dtype) for _ in range(3))
+    for other in others:
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+class Graph:
+    """Forward and backward of a layer, captured once, replayed on what its input holds by then."""
+
+    def __init__(self, layer, x, device):
+        self.layer, self.x = layer, x
+        self.leaves = [x, *layer.parameters()]
+        self.graph = None
+        if device.type != "cuda":
+            return
+        side = torch.cuda.Stream()  # as torch.cuda.graphs asks: warm up on a side stream
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.work()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.held = self.work()
+
+    def work(self):
+        y, _ = self.layer(self.x)
+        return [y, *torch.autograd.grad(y.square().sum(), self.leaves)]
+
+    def replay(self):
+        if self.graph is None:
+            return self.work()
+        self.graph.replay()
+        return self.held
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_capture_and_replay(name, bidirectional, device):
+    _, ours, options = LAYERS[name]
+    layer = ours(7, 33, 2, bidirectional=bidirectional, **options, device=device)
+    x = torch.randn(5, 3, 7, device=device, requires_grad=True)
+    graph = Graph(layer, x, device)
+    for _ in range(3):
+        with torch.no_grad():
+            x.copy_(torch.randn(5, 3, 7))
+        expected = [t.clone() for t in graph.work()]
+        # Not bit for bit: cuBLAS may choose another kernel for the x-projection under capture.
+        torch.testing.assert_close(graph.replay(), expected)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_two_streams_at_once(name, device):
+    """Each call's workspace and order belong to the stream that is current."""
+    cell, on_gpu = CELLS[name], device.type == "cuda"
+    tensors = [inputs(cell, case, torch.float32, device) for case in (BIG, Case(T=40, B=20, H=65))]
+    alone = [ops.sequence(cell, *t.values()) for t in tensors]
+    streams = [torch.cuda.Stream() if on_gpu else None for _ in tensors]
+    for stream in streams:
+        if on_gpu:
+            stream.wait_stream(torch.cuda.current_stream())
+    results = [[], []]
+    for _ in range(5):
+        for stream, t, into in zip(streams, tensors, results, strict=True):
+            with torch.cuda.stream(stream) if on_gpu else nullcontext():
+                into.append(ops.sequence(cell, *t.values()))
+    if on_gpu:
+        torch.cuda.synchronize()
+    for once, often in zip(alone, results, strict=True):
+        for again in often:
+            assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def overload(backend):
+    """Which overload of the ops a backend has; the reference has none."""
+    return {"cpu": "native", "cuda": "native", "triton": "triton"}.get(backend)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_opcheck(name, ragged, device):
+    kind = overload(fusedrnn._backend.current())
+    if kind is None:
+        pytest.skip("the reference backend is no op")
+    forward = getattr(torch.ops.fusedrnn.sequence_forward, kind)
+    backward = getattr(torch.ops.fusedrnn.sequence_backward, kind)
+    P = 2 if name == "lstm" else None
+    gx, W, b, R, h0, c0 = inputs(CELLS[name], Case(4, 2, 3, P), torch.float32, device).values()
+    lengths = torch.tensor([2, 4], device=device) if ragged else None
+    arguments = (name, gx, W, b, R, h0, c0, lengths, ragged, True)
+    opcheck(forward, arguments)
+    y, hn, cn, saved, kept, _ = forward(*arguments)
+    rest = (y, h0, c0, W, R, lengths, ragged, saved, kept)
+    opcheck(backward, (name, *map(torch.randn_like, (y, hn, cn)), *rest))
+    opcheck(backward, (name, torch.randn_like(y), None, None, *rest))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_compile_equals_eager(name, device):
+    _, ours, options = LAYERS[name]
+    layer = ours(5, 9, bidirectional=True, **options, device=device)
+    x = torch.randn(4, 3, 5, device=device)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for module in (layer, compiled):
+        y, _ = module(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(layer.parameters()))])
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager)
