@@ -65,10 +65,10 @@ inline FRNN_INLINE float tanh_host(float x) {
   q = q * z - 5.36650531e-2f;
   q = q * z + 1.33305430e-1f;
   q = q * z - 3.33332479e-1f;
-  const uint32_t small = bits_of(x + x * z * q);
-  const uint32_t big = bits_of(1.0f - 2.0f / (exp_host(a + a) + 1.0f)) | sign;
+  const uint32_t small = bits_of(a + a * z * q);
+  const uint32_t big = bits_of(1.0f - 2.0f / (exp_host(a + a) + 1.0f));
   const uint32_t pick = -uint32_t(a < 0.625f);
-  return float_of((small & pick) | (big & ~pick));
+  return float_of((small & pick) | (big & ~pick) | sign);
 }
 
 template <class T>

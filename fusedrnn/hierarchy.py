@@ -44,6 +44,7 @@ class Hierarchy:
         ValueError: the tensors do not describe one tree.
 
     Example:
+        >>> import fusedrnn
         >>> tree = fusedrnn.Hierarchy.huffman([50, 20, 20, 10])
         >>> tree
         Hierarchy(huffman: 4 words, 3 nodes, 3 rows, depth 3, 1.80 rows per token)

@@ -50,6 +50,7 @@ class HierarchicalSoftmax(nn.Module):
     rounded to autocast's dtype, and outputs are float32.
 
     Example:
+        >>> import torch, fusedrnn
         >>> tree = fusedrnn.Hierarchy.classes(counts=[100, 50, 20, 20, 5, 1, 1, 1], n=3)
         >>> layer = fusedrnn.HierarchicalSoftmax(16, tree)
         >>> output, loss = layer(torch.randn(5, 16), torch.tensor([0, 7, 3, 0, 1]))
