@@ -1,10 +1,12 @@
 // The softmax backward on the CPU. With G = d log p / dz as forward left it and d the gradient of
 // each token's log p:
-//   dx_t = d_t sum_r G[r, t] w_r       tasks: blocks of sorted tokens (and of columns when those
-//   are few) dw_r = sum_t G[r, t] d_t x_t       tasks: chunks of a node's rows; each row is written
-//   once db_r = sum_t G[r, t] d_t           as many partial sums as a panel is wide, then a tree:
-//   torch sums
-//                                      as exactly, and a bias gradient cancels much
+//   dx_t = d_t sum_r G[r, t] w_r
+//     tasks: blocks of sorted tokens (and of columns when those are few)
+//   dw_r = sum_t G[r, t] d_t x_t
+//     tasks: chunks of a node's rows; each row is written once
+//   db_r = sum_t G[r, t] d_t
+//     as many partial sums as a panel is wide, then a tree: torch sums as exactly, and a bias
+//     gradient cancels much
 #pragma once
 #include "softmax_common.h"
 
