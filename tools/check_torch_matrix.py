@@ -22,7 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # The oldest torch supported and the newest there is; the oldest Python supported and the newest.
 CELLS = ("3.10:torch==2.11.0", "3.12:torch==2.11.0", "3.12:torch", "3.13:torch")
-TESTS = ("tests/test_sequence.py", "tests/test_cell_modules.py", "tests/test_binary.py")
+TESTS = (
+    "tests/test_sequence.py",
+    "tests/test_cell_modules.py",
+    "tests/test_softmax.py",
+    "tests/test_binary.py",
+)
 FACTS = (
     "import sys, torch; from fusedrnn import _native; "
     "print('Python', sys.version.split()[0], 'torch', torch.__version__, "
