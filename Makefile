@@ -60,7 +60,7 @@ $(TESTABLE): $(INSTALLED)
 
 $(ENVIRONMENT): pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { echo "fusedrnn: there is no $(PYTHON); install Python >= 3.10 or name one: make PYTHON=/path/to/python3"; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "fusedrnn: $$("$(PYTHON)" -V) is too old; Python >= 3.10 is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { echo "fusedrnn: Python >= 3.10 is needed, and $(PYTHON) is $$("$(PYTHON)" -V 2>/dev/null || echo broken): make PYTHON=/path/to/python3"; exit 1; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "fusedrnn: $(PYTHON) cannot make virtual environments; install its venv module (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
 	@echo "Making $(VENV) with $(TORCH) (once) ..."
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
@@ -71,4 +71,4 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info fusedrnn/*.so fusedrnn/_build.txt .pytest_cache .ruff_cache .demo demo.html
 
 help:
-	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
