@@ -5,12 +5,26 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from . import command_list, command_run
+from . import (
+    command_compare,
+    command_list,
+    command_lm,
+    command_report,
+    command_run,
+    command_tables,
+)
 from .base import BaseError
 from .case import CaseError
 from .results import ResultsError
 
-COMMANDS = {"list": command_list, "run": command_run}
+COMMANDS = {
+    "list": command_list,
+    "run": command_run,
+    "compare": command_compare,
+    "report": command_report,
+    "tables": command_tables,
+    "lm": command_lm,
+}
 
 DESCRIPTION = """\
 Measures recurrent layers and output layers beside their peers. Every row is verified against

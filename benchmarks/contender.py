@@ -80,9 +80,9 @@ def build(name: str, case: Case, seconds: float, shared: Problem | None = None) 
         if verdict.wrong:
             raise Failure("wrong", verdict.wrong)
         steps = stepper(task, of)
-        calls = warm_up(steps, min(WARM_UP, seconds / 3))
         gc.collect()
-        used = peak(lambda: steps.seconds(1), case.device)
+        used = peak(steps.once, case.device)
+        calls = warm_up(steps, min(WARM_UP, seconds / 3))
         return Built(steps, verdict, calls, task.flops or case.flops(), used, case.device)
     except Failure:
         raise

@@ -148,12 +148,13 @@ class Softmax:
     def __init__(self, case: Case) -> None:
         self.case = case
         V, H, N = case.shape
-        self._random = random = torch.Generator().manual_seed(V + H * 101 + N * 1009)
+        random = torch.Generator().manual_seed(V + H * 101 + N * 1009)
         like = {"device": case.device, "dtype": case.torch_dtype}
         self.counts = 1e6 / torch.arange(1, V + 1)
         self.x = torch.randn(N, H, generator=random).to(**like)
         target = torch.multinomial(self.counts, N, replacement=True, generator=random)
         self.target = target.to(case.device)
+        self._trees: dict[str, fusedrnn.Hierarchy] = {}
         self._judged: dict[str, tuple[Results, Results]] = {}
 
     @cached_property
@@ -165,11 +166,15 @@ class Softmax:
         """What backward starts from: the loss itself."""
 
     def tree(self, kind: str) -> fusedrnn.Hierarchy:
-        """``flat``, ``two-level`` or ``huffman``, over the words' counts."""
-        make = {"two-level": fusedrnn.Hierarchy.classes, "huffman": fusedrnn.Hierarchy.huffman}
-        if kind == "flat":
-            return fusedrnn.Hierarchy.flat(self.case.shape[0])
-        return make[kind](self.counts)
+        """``flat``, ``two-level`` or ``huffman``, over the words' counts; built once."""
+        if kind not in self._trees:
+            make = {
+                "flat": lambda counts: fusedrnn.Hierarchy.flat(len(counts)),
+                "two-level": fusedrnn.Hierarchy.classes,
+                "huffman": fusedrnn.Hierarchy.huffman,
+            }
+            self._trees[kind] = make[kind](self.counts)
+        return self._trees[kind]
 
     def weights(self, rows: int) -> tuple[Tensor, Tensor]:
         """``[rows, H]`` and ``[rows]``, uniform within 1/sqrt(H), always the same numbers."""

@@ -13,7 +13,6 @@ LAYERS = ("torch.nn", "fusedrnn")
 CELL_LOOPS = ("torch.nn cell", "fusedrnn cell")
 OUTPUT_LAYERS = (
     "linear+cross_entropy",
-    "F.linear_cross_entropy",
     "AdaptiveLogSoftmax",
     "gensim",
     "fusedrnn two-level",
@@ -32,8 +31,13 @@ GPU_LAYERS = (
     "sLSTM",
 )
 GPU_OUTPUT_LAYERS = (
-    *OUTPUT_LAYERS, "compiled linear+cross_entropy", "Cut Cross-Entropy", "Liger", "quack",
-)  # fmt: skip
+    *OUTPUT_LAYERS,
+    "F.linear_cross_entropy",
+    "compiled linear+cross_entropy",
+    "Cut Cross-Entropy",
+    "Liger",
+    "quack",
+)
 
 BASELINES = {
     "sequence": ("torch.nn", "eager loop"),
@@ -87,11 +91,8 @@ VARIANTS = (
     _layer("lstm", MIDDLE, layers=2, bidirectional=True),
     *(Case("decode", c, "infer", (256, 1, h, h)) for c in ("lstm", "gru") for h in (64, 256)),
 )
-OUTPUTS = tuple(
-    Case("softmax", "", mode, shape)
-    for mode in ("fwdbwd", "infer")
-    for shape in ((10_000, 200, 700), (100_000, 512, 1024))
-)
+OUTPUT_SHAPES = ((10_000, 200, 700), (100_000, 512, 1024))  # V, H, N
+OUTPUTS = tuple(Case("softmax", "", "fwdbwd", shape) for shape in OUTPUT_SHAPES)
 CURVES = tuple(
     _layer(cell, shape)
     for cell in ("gru", "lstm")
@@ -159,7 +160,11 @@ SUITES = {
     "gpu": Suite(
         "layers on an NVIDIA GPU, with every peer that is installed", GPU_TABLE, GPU_PEERS
     ),
-    "softmax": Suite("output layers, on the device asked for", OUTPUTS, GPU_PEERS),
+    "softmax": Suite(
+        "output layers with every peer, training and inference",
+        tuple(case.on(mode=mode) for mode in ("fwdbwd", "infer") for case in OUTPUTS),
+        GPU_PEERS,
+    ),
     "softmax-gpu": Suite("output layers on an NVIDIA GPU", GPU_OUTPUTS, GPU_PEERS),
     "family": Suite(
         "every cell of the registry, every mode and option", FAMILY, CPU_PEERS, seconds=0.2
@@ -182,7 +187,7 @@ def _goals() -> dict[tuple[Case, str], float]:
         for shape, least in zip(SHAPES, ratios, strict=True):
             goals[_layer(cell, shape), "fusedrnn"] = least
             goals[_layer(cell, shape, "infer"), "fusedrnn"] = 2.0 if shape[1] == 1 else 1.0
-    large, small = (100_000, 512, 1024), (10_000, 200, 700)
+    small, large = OUTPUT_SHAPES
     for shape, peer, least in (
         (large, "fusedrnn two-level", 25),
         (large, "fusedrnn Huffman", 80),

@@ -5,22 +5,12 @@ from collections.abc import Iterable
 from .case import Case
 from .results import Row, Run, ratio
 
-HEADS = (
-    "case",
-    "peer",
-    "ms",
-    "IQR",
-    "GFLOP/s",
-    "peak",
-    "speed-up",
-    "95%",
-    "goal",
-    "memory",
-    "error",
-)
+HEADS = ("case", "peer", "ms", "IQR", "noise", "GFLOP/s", "peak", "speed-up", "95%", "goal")
+HEADS += ("memory", "error")
 
 LEGEND = """\
 ms        median time of one call; IQR: its interquartile range as a share of it
+noise     how much slower the slower of two copies of ours is, both measured like any peer
 GFLOP/s   of the products alone; peak: as a share of the ceiling measured at the start
 speed-up  how many times faster than the baseline (marked =), with a 95% bootstrap interval;
           ~ within the noise: the interval holds 1, or two copies of ours differ as much
@@ -30,7 +20,7 @@ error     largest relative error against float64, of what the error rule allows"
 
 
 def noise(rows: Iterable[Row]) -> float | None:
-    """How far apart two copies of ours came out on one case: the slower by the faster."""
+    """How far apart two copies of ours came out on one case: the slower by the faster, or None."""
     rows = [row for row in rows if row.status == "ok"]
     twins = [row for row in rows if row.twin]
     first = [row for row in rows if twins and row.peer == twins[0].peer and not row.twin]
@@ -55,6 +45,8 @@ def cells(rows: list[Row], row: Row, peaks: dict[str, float]) -> list[str]:
     baseline = next((r for r in rows if r.baseline), None)
     speed = row.flops / row.median / 1e9 if row.flops else None
     line = [row.label, _time(row.median), f"{row.spread:.0%}"]
+    twinned = any(other.twin and other.peer == row.peer for other in rows)
+    line.append(f"{noise(rows) - 1:.0%}" if twinned and not row.twin and noise(rows) else "")
     line.append("" if speed is None else f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}")
     line.append(
         f"{speed / peaks['gflops']:.0%}" if speed and peaks and row.case.dtype == "float32" else ""
@@ -69,12 +61,18 @@ def cells(rows: list[Row], row: Row, peaks: dict[str, float]) -> list[str]:
         line += [f"{mark}{point:.2f}x", f"{low:.2f}-{high:.2f}", ""]
         if row.goal:
             line[-1] = f">={row.goal:g} {'met' if point >= row.goal else 'MISSED'}"
-    if row.peak is not None and baseline is not None and baseline.peak and row is not baseline:
-        line.append(f"{row.peak / baseline.peak:.2f}")
-    else:
-        line.append(f"{row.peak / 2**20:.0f} MiB" if row.peak else "")
+    line.append(_memory(row, baseline))
     line.append("" if row.error is None else _error(row))
     return line
+
+
+def _memory(row: Row, baseline: Row | None) -> str:
+    """MiB, or the share of the baseline's; nothing below 1 MiB, where pages hide it."""
+    if row.peak is None or row.peak < 2**20:
+        return ""
+    if baseline is None or row is baseline or not baseline.peak or baseline.peak < 2**20:
+        return f"{row.peak / 2**20:.0f} MiB"
+    return f"{row.peak / baseline.peak:.2f}"
 
 
 def _error(row: Row) -> str:
@@ -82,12 +80,12 @@ def _error(row: Row) -> str:
 
 
 def lines(run: Run) -> list[tuple[Case, Row, list[str]]]:
-    """Every row that was timed, with its text."""
+    """Every row that was timed, with its text; twins show as the noise of the other."""
     return [
         (case, row, cells(rows, row, run.peaks))
         for case, rows in run.by_case()
         for row in rows
-        if row.status == "ok"
+        if row.status == "ok" and not row.twin
     ]
 
 
@@ -161,10 +159,21 @@ def summary(run: Run) -> list[str]:
         text.append(
             f"Noise: two copies of ours differ by {middle - 1:.1%} (median), {high - 1:.1%} (90%)."
         )
-    text += layouts(run)
+    text += layouts(run) + decoding(run)
     bad = [row for row in run.rows if row.ours and row.status in ("wrong", "failed")]
     text.append(f"Rows of ours that are wrong or failed: {len(bad)}.")
     return text
+
+
+def decoding(run: Run) -> list[str]:
+    """Microseconds a step of the step-by-step loops."""
+    text = []
+    for case, rows in run.by_case():
+        if case.op == "decode" and (timed := [r for r in rows if r.status == "ok" and not r.twin]):
+            steps = case.sizes["T"] * 1e-6
+            each = (f"{row.peer} {row.median / steps:.1f}" for row in timed)
+            text.append(f"  {case.name}: {', '.join(each)}")
+    return ["Step by step, microseconds a step:", *text] if text else []
 
 
 def layouts(run: Run) -> list[str]:
@@ -179,7 +188,5 @@ def layouts(run: Run) -> list[str]:
         padded = mine.get(case.on(layout="padded"))
         if case.layout != "padded" and padded:
             share = row.median / padded.median
-            text.append(
-                f"{case.name}: {share:.2f} of our time with every row {case.sizes['T']} long."
-            )
-    return text
+            text.append(f"  {case.name}: {share:.2f}")
+    return ["Rows of T/2 to T steps, of our time with all T long:", *text] if text else []

@@ -1,11 +1,15 @@
 """How a call is timed on a CPU: blocks of calls by the clock, contenders in turns.
 
 A sample is the mean of a block of calls long enough for the clock. Contenders take turns, one block
-each (A B A B), so that a machine that slows down slows all of them; medians and quartiles are told.
+each, so that a machine that slows down slows all of them; medians and quartiles are told. Who is
+next to whom must not matter: the order of each round is drawn anew, and a block of several calls
+begins with one that is not timed. (Without that, of two copies of ours at B = 1 the one that came
+after torch took 1.3 times as long as the one that came after the other.)
 """
 
 import gc
 import math
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ from .problems import Problem
 from .task import Task
 
 BLOCK = 2e-3  # seconds; perf_counter and the loop around a call cost less than 0.1% of it
-WARM_UP = 0.15  # seconds after the first two calls; less where fewer are sampled
+WARM_UP = 0.15  # seconds; less where fewer are sampled
 FEWEST, MOST = 5, 60  # samples
 CLOSE = 0.01  # stop when the median is known to 1%
 
@@ -33,9 +37,15 @@ class Stepper:
     call: Callable[..., object]
     prepare: Callable[[], object] | None = None
 
+    def once(self) -> None:
+        """One call."""
+        self.call(*(() if self.prepare is None else (self.prepare(),)))
+
     def seconds(self, calls: int) -> float:
         """The mean of a block of calls."""
         clock = time.perf_counter
+        if calls > 1:
+            self.once()
         if self.prepare is None:
             start = clock()
             for _ in range(calls):
@@ -71,7 +81,6 @@ def stepper(task: Task, problem: Problem) -> Stepper:
 
 def warm_up(stepper: Stepper, limit: float = WARM_UP) -> int:
     """Call until the time of a call is known; return how many make a block."""
-    stepper.seconds(1)
     seconds, spent = stepper.seconds(1), 0.0
     while spent < limit and seconds < limit:
         calls = max(1, min(math.ceil(BLOCK / seconds), 10_000))
@@ -115,12 +124,12 @@ def alternate(
         each: called after every round.
     """
     samples: list[list[float]] = [[] for _ in contenders]
-    start, collect = time.perf_counter(), gc.isenabled()
+    start, collect, order = time.perf_counter(), gc.isenabled(), random.Random(0)
     gc.disable()
     try:
         for turn in range(MOST):
-            for contender, taken in zip(contenders, samples, strict=True):
-                taken.append(contender())
+            for index in order.sample(range(len(contenders)), len(contenders)):
+                samples[index].append(contenders[index]())
             each()
             late = time.perf_counter() - start > seconds * len(contenders)
             if turn + 1 >= FEWEST and (late or all(map(settled, samples))):
