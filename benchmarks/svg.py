@@ -73,10 +73,13 @@ def svg(height: float, label: str, parts: list[str]) -> str:
 
 
 def mark(shape: int, x: float, y: float, colour: str) -> str:
-    """A circle, a square, a triangle, a diamond, a cross, a triangle on its head."""
-    shape %= 6
+    """A circle, a square, a triangle, a diamond, a cross, a triangle on its head; then hollow."""
+    hollow, shape = shape % 12 >= 6, shape % 6
+    paint = f'fill="{"var(--paper)" if hollow else colour}"'
+    if hollow or shape == 4:
+        paint += f' stroke="{colour}" stroke-width="{3 if hollow and shape == 4 else 1.8}"'
     if shape == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {paint}/>'
     path = (
         "h7.4v7.4h-7.4z",
         "l4.8 8.4h-9.6z",
@@ -85,7 +88,6 @@ def mark(shape: int, x: float, y: float, colour: str) -> str:
         "h9.6l-4.8 8.4z",
     )
     left, up = ((3.7, 3.7), (0, 5.2), (0, 5), (4, 4), (4.8, 3.2))[shape - 1]
-    paint = f'stroke="{colour}" stroke-width="2"' if shape == 4 else f'fill="{colour}"'
     return f'<path d="M{x - left:.1f} {y - up:.1f}{path[shape - 1]}" {paint}/>'
 
 
