@@ -41,7 +41,7 @@ struct SoftmaxPlan {
 };
 
 struct SoftmaxSizes {
-  int64_t N, H;
+  int64_t N, H, R;
   DType dtype;
   int threads;
 };
@@ -50,32 +50,27 @@ struct SoftmaxSizes {
 // panels of neighbouring tokens; how wide is the kernel's affair.
 struct SoftmaxForward {
   SoftmaxSizes n;
-  SoftmaxTree tree;
-  const void* input;      // [N, H]  data
-  const void* weight;     // [R, H]  data
-  const void* bias;       // [R]     data, or null
-  const int64_t* target;  // [N]     words, each in [0, V)
-  void* output;           // [N]     wide: log p(target)
-  void* saved;            // [saved_size] wide, or null: nothing is kept for backward
-  int64_t saved_size;
+  const void* input;   // [N, H]  data
+  const void* weight;  // [R, H]  data
+  const void* bias;    // [R]     data, or null
+  void* output;        // [N]     wide: log p(target)
+  void* saved;         // wide, or null: nothing is kept for backward
 };
 
 struct SoftmaxBackward {
   SoftmaxSizes n;
-  SoftmaxTree tree;
   const void* grad;  // [N]     wide: gradient of output
   const void* input;
   const void* weight;
-  const int64_t* target;
   const void* saved;
-  int64_t saved_size;
+  bool sparse;    // whether dweight and dbias have only the rows of the plan's visits, in order
   void* dinput;   // [N, H]  data, or null: not needed
   void* dweight;  // [R, H]  data, or null
   void* dbias;    // [R]     data, or null
 };
 
 // They return null when all is well, else what is wrong.
-const char* cpu_softmax_forward(const SoftmaxForward&);
-const char* cpu_softmax_backward(const SoftmaxBackward&);
+const char* cpu_softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);
+const char* cpu_softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&);
 
 }  // namespace fusedrnn

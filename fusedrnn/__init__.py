@@ -3,6 +3,7 @@
 from . import init
 from ._backend import backend
 from .cell_modules import GRUCell, LSTMCell, RNNCell
+from .clip import clip_grad_norm_
 from .convert import convert
 from .hierarchy import Hierarchy
 from .modules import GRU, LSTM, RNN
@@ -20,6 +21,7 @@ __all__ = [
     "RNN",
     "RNNCell",
     "backend",
+    "clip_grad_norm_",
     "convert",
     "init",
 ]

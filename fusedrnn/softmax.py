@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import softmax_reference
 from ._trees import Tree
 from .hierarchy import Hierarchy
-from .softmax_ops import softmax_limits, target_log_prob
+from .softmax_ops import SparseGradCast, keep_coalesced, softmax_limits, target_log_prob
 
 __all__ = ["HierarchicalSoftmax", "HierarchicalSoftmaxOutput", "softmax_limits"]
 
@@ -34,6 +34,7 @@ class HierarchicalSoftmax(nn.Module):
         in_features: size of each input vector.
         hierarchy: a :class:`fusedrnn.Hierarchy`.
         bias: whether each row has a bias.
+        sparse_grad: whether the gradients of weight and bias are sparse, see below.
         device: as in ``torch.nn.Linear``.
         dtype: float64, float32, bfloat16 or float16. 16-bit inputs and weights have float32 logits,
             log-sum-exp and accumulation.
@@ -45,6 +46,15 @@ class HierarchicalSoftmax(nn.Module):
             ``hierarchy_<name>`` for each tensor of :meth:`Hierarchy.tensors`, so that a checkpoint
             says what its rows mean; loading one puts its hierarchy in force. They never change:
             ``DistributedDataParallel(..., broadcast_buffers=False)`` saves sending them each step.
+
+    With ``sparse_grad=True``, as in ``torch.nn.Embedding``, the gradients of weight and bias are
+    ``torch.sparse_coo`` tensors of the rows of the nodes that some target's path meets: coalesced,
+    equal to those rows of the dense gradients, and made, as the forward pass is, without touching
+    the rest. Both are sparse, so that no optimizer walks all rows of either. SGD, SparseAdam and
+    Adagrad take them (momentum is dense: with it SGD walks all rows, and weight decay raises);
+    :func:`fusedrnn.clip_grad_norm_` clips them. Only :meth:`forward` makes sparse gradients,
+    :meth:`log_prob` dense ones. The reference backend computes the dense gradient and picks the
+    rows. ``torch.compile`` leaves the layer outside its graphs (with ``fullgraph=True``, an error).
 
     Under autocast it behaves as ``Linear`` followed by ``cross_entropy``: input and parameters are
     rounded to autocast's dtype, and outputs are float32.
@@ -71,6 +81,7 @@ class HierarchicalSoftmax(nn.Module):
         hierarchy: Hierarchy,
         bias: bool = True,
         *,
+        sparse_grad: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -83,6 +94,7 @@ class HierarchicalSoftmax(nn.Module):
                 "for example fusedrnn.Hierarchy.classes(counts)"
             )
         self.in_features = in_features
+        self.sparse_grad = sparse_grad
         self.hierarchy = hierarchy
         new = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(hierarchy.rows, in_features, **new))
@@ -125,16 +137,8 @@ class HierarchicalSoftmax(nn.Module):
         """
         self._check_input(input)
         self._check_target(input, target)
-        x, weight, bias, dtype = self._operands(input)
-        output = target_log_prob(
-            x.reshape(-1, self.in_features),
-            weight,
-            bias,
-            target.reshape(-1),
-            self._tree(),
-            self.hierarchy.max_path_rows,
-            self.hierarchy.depth,
-        )
+        sparse = self.sparse_grad and torch.is_grad_enabled()
+        output, dtype = (self._row_sparse if sparse else self._target_log_prob)(input, target)
         loss = (-output).mean()
         return HierarchicalSoftmaxOutput(output.to(dtype).view(target.shape), loss.to(dtype))
 
@@ -172,7 +176,34 @@ class HierarchicalSoftmax(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
-        return f"{self.in_features}, {self.hierarchy}, bias={self.bias is not None}"
+        sparse = ", sparse_grad=True" if self.sparse_grad else ""
+        return f"{self.in_features}, {self.hierarchy}, bias={self.bias is not None}{sparse}"
+
+    def _target_log_prob(
+        self, input: Tensor, target: Tensor, sparse: bool = False
+    ) -> tuple[Tensor, torch.dtype]:
+        """As computed, and the dtype to return."""
+        x, weight, bias, dtype = self._operands(input, sparse)
+        output = target_log_prob(
+            x.reshape(-1, self.in_features),
+            weight,
+            bias,
+            target.reshape(-1),
+            self._tree(),
+            self.hierarchy.max_path_rows,
+            self.hierarchy.depth,
+            sparse=sparse,
+        )
+        return output, dtype
+
+    @torch.compiler.disable(
+        reason="HierarchicalSoftmax(sparse_grad=True) runs outside compiled graphs, which have no "
+        "sparse gradients: compile without fullgraph=True, or use sparse_grad=False"
+    )
+    def _row_sparse(self, input: Tensor, target: Tensor) -> tuple[Tensor, torch.dtype]:
+        for parameter in self.parameters():
+            keep_coalesced(parameter)
+        return self._target_log_prob(input, target, sparse=True)
 
     def _log_prob(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Rounded to the dtype to return, and as computed."""
@@ -186,14 +217,17 @@ class HierarchicalSoftmax(nn.Module):
     def _tree(self) -> Tree:
         return Tree(*(getattr(self, f"hierarchy_{name}") for name in Tree._fields))
 
-    def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+    def _operands(
+        self, input: Tensor, sparse: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
         """Input, weight and bias as autocast would have them, and the dtype of what is returned."""
         device = input.device.type
         if not torch.is_autocast_enabled(device) or input.dtype == torch.float64:
             return input, self.weight, self.bias, input.dtype
         low = torch.get_autocast_dtype(device)
-        bias = None if self.bias is None else self.bias.to(low)
-        return input.to(low), self.weight.to(low), bias, torch.float32
+        cast = SparseGradCast.apply if sparse else Tensor.to
+        bias = None if self.bias is None else cast(self.bias, low)
+        return input.to(low), cast(self.weight, low), bias, torch.float32
 
     def _check_input(self, input: Tensor) -> None:
         if input.ndim == 0 or input.shape[-1] != self.in_features:

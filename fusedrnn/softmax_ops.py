@@ -24,8 +24,8 @@ _native.LIBRARY.define(
 )
 _native.LIBRARY.define(
     "hierarchical_softmax_backward.native(Tensor grad, Tensor input, Tensor weight, Tensor target, "
-    f"{_TREE}, Tensor saved, bool need_input, bool need_weight, bool need_bias)"
-    " -> (Tensor dinput, Tensor dweight, Tensor dbias)"
+    f"{_TREE}, Tensor saved, bool need_input, bool need_weight, bool need_bias, "
+    "bool sparse) -> (Tensor dinput, Tensor dweight, Tensor dbias, Tensor rows)"
 )
 
 
@@ -63,12 +63,22 @@ def _fake_backward(
     need_input: bool,
     need_weight: bool,
     need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (N, H), R = input.shape, weight.shape[0]
+    sparse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    N, H = input.shape
+    R = torch.library.get_ctx().new_dynamic_size() if sparse else weight.shape[0]
     return (
         input.new_empty(N if need_input else 0, H),
         weight.new_empty(R if need_weight else 0, H),
         weight.new_empty(R if need_bias else 0),
+        target.new_empty(R if sparse else 0),
+    )
+
+
+def _row_sparse(rows: Tensor, values: Tensor, size: torch.Size) -> Tensor:
+    """A gradient of these rows alone; they are in order, each once."""
+    return torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, size, is_coalesced=True, check_invariants=False
     )
 
 
@@ -83,12 +93,14 @@ class TargetLogProb(torch.autograd.Function):
         bias: Tensor | None,
         target: Tensor,
         path_rows: int,
+        sparse: bool,
         *tree: Tensor,
     ) -> Tensor:
         """Run the forward op, saving for backward."""
         output, saved = torch.ops.fusedrnn.hierarchical_softmax_forward.native(
             input, weight, bias, target, *tree, path_rows, True
         )
+        ctx.sparse = sparse
         ctx.save_for_backward(input, weight, target, saved, *tree)
         return output
 
@@ -98,10 +110,47 @@ class TargetLogProb(torch.autograd.Function):
         """Run the backward op; it writes only what is needed."""
         input, weight, target, saved, *tree = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        grads = torch.ops.fusedrnn.hierarchical_softmax_backward.native(
-            grad, input, weight, target, *tree, saved, *needs
+        dinput, dweight, dbias, rows = torch.ops.fusedrnn.hierarchical_softmax_backward.native(
+            grad, input, weight, target, *tree, saved, *needs, ctx.sparse
         )
-        return *(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 7
+        if ctx.sparse:
+            dweight = _row_sparse(rows, dweight, weight.shape) if needs[1] else None
+            dbias = _row_sparse(rows, dbias, weight.shape[:1]) if needs[2] else None
+        grads = (dinput, dweight, dbias)
+        return *(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 8
+
+
+class SparseGradCast(torch.autograd.Function):
+    """``Tensor.to(dtype)`` whose gradient may be sparse: torch's own does not take that."""
+
+    @staticmethod
+    def forward(ctx: object, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        """Round the parameter."""
+        ctx.dtype = parameter.dtype
+        return parameter.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        """Widen its gradient."""
+        return grad.to(ctx.dtype), None
+
+
+class RowSparseGrad(torch.autograd.Function):
+    """A parameter as it is, and of its gradient the given rows, as a sparse tensor."""
+
+    @staticmethod
+    def forward(ctx: object, parameter: Tensor, rows: Tensor) -> Tensor:
+        """Pass the parameter on."""
+        ctx.save_for_backward(rows)
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        """Pick the rows."""
+        (rows,) = ctx.saved_tensors
+        return _row_sparse(rows, grad[rows], grad.shape), None
 
 
 def softmax_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
@@ -126,6 +175,8 @@ def target_log_prob(
     tree: Tree,
     path_rows: int,
     depth: int,
+    *,
+    sparse: bool = False,
 ) -> Tensor:
     """The log-probability of each token's target.
 
@@ -137,6 +188,7 @@ def target_log_prob(
         tree: the hierarchy's tensors, on the device of the others.
         path_rows: rows on the longest path, ``Hierarchy.max_path_rows``.
         depth: nodes on the longest path, ``Hierarchy.depth``.
+        sparse: whether the gradients of weight and bias are row-sparse.
 
     Returns:
         ``[N]``: float64 for float64 input, else float32.
@@ -147,10 +199,31 @@ def target_log_prob(
     limits = softmax_limits(input.device.type, input.dtype)
     backend, _ = _backend.choose(input.device.type, limits)
     if backend == "reference":
+        if sparse:
+            rows = softmax_reference.rows_met(target, tree, depth)
+            weight = RowSparseGrad.apply(weight, rows)
+            bias = None if bias is None else RowSparseGrad.apply(bias, rows)
         every = softmax_reference.log_prob(input, weight, bias, tree, depth)
         return every.gather(1, target.unsqueeze(1)).squeeze(1)
     parameters = (input, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters):
-        return TargetLogProb.apply(*parameters, target, path_rows, *tree)
+        return TargetLogProb.apply(*parameters, target, path_rows, sparse, *tree)
     op = torch.ops.fusedrnn.hierarchical_softmax_forward.native
     return op(*parameters, target, *tree, path_rows, False)[0]
+
+
+def _mark_coalesced(parameter: Tensor) -> None:
+    """Say that a gradient is coalesced if it is: accumulating drops the flag (pytorch#105916)."""
+    grad = parameter.grad
+    if grad is None or grad.layout != torch.sparse_coo or grad.is_coalesced():
+        return
+    indices, values = grad._indices(), grad._values()
+    if len(indices) == 1 and bool((indices[0, 1:] > indices[0, :-1]).all()):
+        parameter.grad = _row_sparse(indices[0], values, grad.shape)
+
+
+def keep_coalesced(parameter: Tensor) -> None:
+    """Have the sparse gradients that accumulate in a parameter marked as coalesced."""
+    hooks = parameter._post_accumulate_grad_hooks or {}
+    if parameter.is_leaf and parameter.requires_grad and _mark_coalesced not in hooks.values():
+        parameter.register_post_accumulate_grad_hook(_mark_coalesced)

@@ -44,6 +44,20 @@ def _branches(tree: Tree, rows: int) -> _Branches:
     )
 
 
+def rows_met(target: Tensor, tree: Tree, depth: int) -> Tensor:
+    """The weight rows of the nodes on the targets' paths: in order, each once."""
+    sizes = tree.node_rows.diff()
+    M, E = len(sizes), len(tree.branch_node)
+    owner = torch.arange(M, device=target.device).repeat_interleave(tree.node_branches.diff())
+    b = _branches(tree, int(tree.node_rows[-1]))
+    branch, met = b.word[target], torch.zeros(M + 1, dtype=torch.bool, device=target.device)
+    owner, up = (torch.cat([t, t.new_full((1,), end)]) for t, end in [(owner, M), (b.up, E)])
+    for _ in range(depth):
+        met[owner[branch]] = True
+        branch = up[branch]
+    return met[b.node_of_row].nonzero()[:, 0]
+
+
 def _log_softmax(z: Tensor, node: Tensor, nodes: int) -> Tensor:
     """Within each node's columns of z ``[N, R]``: z - (max + log sum exp(z - max))."""
     if nodes == 1:  # Inductor (torch 2.13) cannot scatter sums into a dimension of size 1

@@ -21,6 +21,7 @@ class SoftmaxBackwardPass {
   struct Task {
     const SoftmaxVisit* visit;  // null: rows that no token met, to be cleared
     int64_t row, rows;          // of the weight matrix
+    int64_t out;                // where they begin in dweight and dbias
   };
 
  public:
@@ -133,8 +134,8 @@ class SoftmaxBackwardPass {
   }
 
   void rows_of(const Task& t, A* sum) {
-    D* dweight = a.dweight ? static_cast<D*>(a.dweight) + t.row * H : nullptr;
-    D* dbias = a.dbias ? static_cast<D*>(a.dbias) + t.row : nullptr;
+    D* dweight = a.dweight ? static_cast<D*>(a.dweight) + t.out * H : nullptr;
+    D* dbias = a.dbias ? static_cast<D*>(a.dbias) + t.out : nullptr;
     if (!t.visit) {
       if (dweight) std::memset(dweight, 0, t.rows * H * sizeof(D));
       if (dbias) std::memset(dbias, 0, t.rows * sizeof(D));
@@ -164,20 +165,25 @@ class SoftmaxBackwardPass {
     return part[0];
   }
 
-  // All rows of the matrix in order: those of visited nodes, and the gaps between them. Counts only
-  // when out is null.
+  // The rows of visited nodes in order, and, unless the gradient is sparse, the gaps between them.
+  // Counts only when out is null.
   int64_t list_tasks(Task* out) const {
     constexpr int64_t kClear = 1024;
-    int64_t count = 0, row = 0;
+    int64_t count = 0, row = 0, at = 0;
     const auto add = [&](const SoftmaxVisit* visit, int64_t end, int64_t step) {
-      for (; row < end; row += least(step, end - row), ++count)
-        if (out) out[count] = {visit, row, least(step, end - row)};
+      for (; row < end; ++count) {
+        const int64_t rows = least(step, end - row);
+        if (out) out[count] = {visit, row, rows, at};
+        at += rows;
+        row += rows;
+      }
     };
+    const auto skip = [&](int64_t end) { a.sparse ? void(row = end) : add(nullptr, end, kClear); };
     for (int64_t v = 0; v < p.count; ++v) {
-      add(nullptr, p.visits[v].row, kClear);
+      skip(p.visits[v].row);
       add(&p.visits[v], p.visits[v].row + p.visits[v].rows, kRows);
     }
-    add(nullptr, a.tree.rows, kClear);
+    skip(a.n.R);
     return count;
   }
 

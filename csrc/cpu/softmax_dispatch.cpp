@@ -1,9 +1,4 @@
-// Before the softmax kernels: sort the tokens by leaf and find the nodes they pass through. Then
-// the kernel of the instruction set in use.
-#include <algorithm>
-#include <new>
-#include <vector>
-
+// The softmax kernels of the instruction set in use.
 #include "../softmax.h"
 #include "isa.h"
 
@@ -23,100 +18,12 @@ FRNN_DECLARE(avx512)
 
 namespace {
 
-// A stable counting sort by digits of 11 bits: two passes for a million words, whatever N is.
-std::vector<int64_t> sorted_order(const std::vector<int64_t>& key, int64_t keys) {
-  constexpr int kBits = 11;
-  constexpr int64_t kDigits = int64_t(1) << kBits;
-  const int64_t N = int64_t(key.size());
-  std::vector<int64_t> order(N), other(N);
-  for (int64_t i = 0; i < N; ++i) order[i] = i;
-  for (int shift = 0; (keys - 1) >> shift; shift += kBits) {
-    int64_t at[kDigits + 1] = {};
-    for (int64_t i : order) ++at[((key[i] >> shift) & (kDigits - 1)) + 1];
-    for (int64_t d = 0; d < kDigits; ++d) at[d + 1] += at[d];
-    for (int64_t i : order) other[at[(key[i] >> shift) & (kDigits - 1)]++] = i;
-    order.swap(other);
-  }
-  return order;
-}
-
-class Planner {
- public:
-  Planner(const SoftmaxTree& tree, const int64_t* target, int64_t N) : tree_(tree) {
-    std::vector<int64_t> key(N);
-    for (int64_t i = 0; i < N; ++i) key[i] = tree.leaf_rank[target[i]];
-    order_ = sorted_order(key, tree.words);
-    rank_.resize(N);
-    for (int64_t i = 0; i < N; ++i) rank_[i] = key[order_[i]];
-    walk(N);
-  }
-
-  SoftmaxPlan plan() const {
-    return {order_.data(), visits_.data(), int64_t(visits_.size()), branch_.data(),
-            int64_t(branch_.size())};
-  }
-  int64_t saved() const { return saved_; }
-
- private:
-  struct Below {
-    int64_t node, begin, end, parent;
-  };
-
-  // Depth first, children from left to right: the last one found waits at the bottom of the stack.
-  void walk(int64_t N) {
-    std::vector<Below> stack;
-    if (N > 0) stack.push_back({0, 0, N, -1});
-    std::vector<int64_t> parent;
-    while (!stack.empty()) {
-      const Below at = stack.back();
-      stack.pop_back();
-      parent.push_back(at.parent);
-      const size_t first = stack.size();
-      visit(at, &stack);
-      std::reverse(stack.begin() + first, stack.end());
-    }
-    for (int64_t v = int64_t(visits_.size()) - 1; v >= 0; --v) {
-      SoftmaxVisit& here = visits_[v];
-      here.next = std::max(here.next, v + 1);
-      if (parent[v] >= 0) visits_[parent[v]].next = std::max(visits_[parent[v]].next, here.next);
-    }
-  }
-
-  void visit(const Below& at, std::vector<Below>* stack) {
-    const int64_t row = tree_.node_rows[at.node], rows = tree_.node_rows[at.node + 1] - row;
-    const int64_t index = int64_t(visits_.size());
-    visits_.push_back({row, rows, at.begin, at.end, int64_t(branch_.size()), saved_, 0});
-    saved_ += rows * (at.end - at.begin);
-    const int64_t* leaf = tree_.branch_leaf + tree_.node_branches[at.node];
-    const int64_t* last = tree_.branch_leaf + tree_.node_branches[at.node + 1];
-    for (int64_t i = at.begin; i < at.end;) {
-      const int64_t* next = std::upper_bound(leaf, last, rank_[i]);
-      int64_t j = i + 1;
-      while (j < at.end && (next == last || rank_[j] < *next)) ++j;
-      branch_.insert(branch_.end(), j - i, int32_t(next - 1 - leaf));
-      const int64_t child = tree_.branch_node[next - 1 - tree_.branch_leaf];
-      if (child >= 0) stack->push_back({child, i, j, index});
-      i = j;
-    }
-  }
-
-  const SoftmaxTree& tree_;
-  std::vector<int64_t> order_, rank_;
-  std::vector<SoftmaxVisit> visits_;
-  std::vector<int32_t> branch_;
-  int64_t saved_ = 0;
-};
-
 template <class Args, class Kernel>
-const char* run(const Args& args, Kernel portable, Kernel avx2, Kernel avx512) try {
-  const Planner planner(args.tree, args.target, args.n.N);
-  if (args.saved && planner.saved() > args.saved_size)
-    return "path_rows is less than the rows on the longest path of a target";
+const char* run(const Args& args, const SoftmaxPlan& plan, Kernel portable, Kernel avx2,
+                Kernel avx512) {
   const Isa which = isa();
   const Kernel kernel = which == Isa::avx512 ? avx512 : which == Isa::avx2 ? avx2 : portable;
-  return kernel(args, planner.plan());
-} catch (const std::bad_alloc&) {
-  return "out of memory for the CPU softmax kernel's buffers";
+  return kernel(args, plan);
 }
 
 }  // namespace
@@ -127,12 +34,12 @@ const char* run(const Args& args, Kernel portable, Kernel avx2, Kernel avx512) t
 #define FRNN_EACH_ISA(NAME) portable::NAME, portable::NAME, portable::NAME
 #endif
 
-const char* cpu_softmax_forward(const SoftmaxForward& args) {
-  return run(args, FRNN_EACH_ISA(softmax_forward));
+const char* cpu_softmax_forward(const SoftmaxForward& args, const SoftmaxPlan& plan) {
+  return run(args, plan, FRNN_EACH_ISA(softmax_forward));
 }
 
-const char* cpu_softmax_backward(const SoftmaxBackward& args) {
-  return run(args, FRNN_EACH_ISA(softmax_backward));
+const char* cpu_softmax_backward(const SoftmaxBackward& args, const SoftmaxPlan& plan) {
+  return run(args, plan, FRNN_EACH_ISA(softmax_backward));
 }
 
 }  // namespace fusedrnn

@@ -1,9 +1,8 @@
 // The hierarchical softmax ops (schemas: fusedrnn/softmax_ops.py): check, allocate, call the
 // kernel.
-#include "../softmax.h"
-
 #include <tuple>
 
+#include "../cpu/softmax_plan.h"
 #include "common.h"
 
 namespace fusedrnn {
@@ -54,8 +53,9 @@ struct Tree {
   }
 };
 
-SoftmaxSizes sizes(const Tensor& input) {
-  return {input.size(0), input.size(1), dtype_of(input), int(torch::stable::get_num_threads())};
+SoftmaxSizes sizes(const Tensor& input, const Tensor& weight) {
+  return {input.size(0), input.size(1), weight.size(0), dtype_of(input),
+          int(torch::stable::get_num_threads())};
 }
 
 void check_matrices(const Tensor& input, const Tensor& weight) {
@@ -65,52 +65,64 @@ void check_matrices(const Tensor& input, const Tensor& weight) {
 
 void succeed(const char* wrong) { STD_TORCH_CHECK(!wrong, "fusedrnn: ", wrong ? wrong : ""); }
 
+void fits(const SoftmaxPlanner& planner, const Tensor& saved) {
+  STD_TORCH_CHECK(planner.saved() <= saved.numel(),
+                  "fusedrnn: path_rows is less than the rows on the longest path of a target");
+}
+
 std::tuple<Tensor, Tensor> softmax_forward(Tensor input, Tensor weight, Maybe bias, Tensor target,
                                            Tensor leaf_rank, Tensor node_rows, Tensor node_branches,
                                            Tensor branch_leaf, Tensor branch_node,
                                            int64_t path_rows, bool save) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
-  const SoftmaxSizes n = sizes(input);
+  const SoftmaxSizes n = sizes(input, weight);
   const ScalarType dtype = input.scalar_type();
   input = checked(input, "input", {n.N, n.H}, dtype);
-  weight = checked(weight, "weight", {tree.view.rows, n.H}, dtype);
-  if (bias.has_value()) bias = checked(*bias, "bias", {tree.view.rows}, dtype);
+  weight = checked(weight, "weight", {n.R, n.H}, dtype);
+  if (bias.has_value()) bias = checked(*bias, "bias", {n.R}, dtype);
   target = tree.targets(target, n.N);
+  const SoftmaxPlanner planner(tree.view, longs(target), n.N);
   Tensor output = allocate(input, {n.N}, state_dtype(input));
   Tensor saved = allocate(input, {save ? n.N : 0, path_rows}, state_dtype(input));
-  succeed(cpu_softmax_forward({n, tree.view, input.const_data_ptr(), weight.const_data_ptr(),
-                               data(bias), longs(target), output.mutable_data_ptr(),
-                               save ? saved.mutable_data_ptr() : nullptr, saved.numel()}));
+  if (save) fits(planner, saved);
+  succeed(
+      cpu_softmax_forward({n, input.const_data_ptr(), weight.const_data_ptr(), data(bias),
+                           output.mutable_data_ptr(), save ? saved.mutable_data_ptr() : nullptr},
+                          planner.plan()));
   return {output, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor> softmax_backward(Tensor grad, Tensor input, Tensor weight,
-                                                    Tensor target, Tensor leaf_rank,
-                                                    Tensor node_rows, Tensor node_branches,
-                                                    Tensor branch_leaf, Tensor branch_node,
-                                                    Tensor saved, bool need_input, bool need_weight,
-                                                    bool need_bias) {
+// rows: those of dweight and dbias when they are sparse, else nothing.
+std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
+    Tensor grad, Tensor input, Tensor weight, Tensor target, Tensor leaf_rank, Tensor node_rows,
+    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved, bool need_input,
+    bool need_weight, bool need_bias, bool sparse) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
-  const SoftmaxSizes n = sizes(input);
-  const int64_t R = tree.view.rows;
+  const SoftmaxSizes n = sizes(input, weight);
   const ScalarType dtype = input.scalar_type(), wide = state_dtype(input);
   input = checked(input, "input", {n.N, n.H}, dtype);
-  weight = checked(weight, "weight", {R, n.H}, dtype);
+  weight = checked(weight, "weight", {n.R, n.H}, dtype);
   grad = checked(grad, "grad", {n.N}, wide);
   STD_TORCH_CHECK(saved.dim() == 2, "fusedrnn: saved must be what forward returned");
   saved = checked(saved, "saved", {n.N, saved.size(1)}, wide);
   target = tree.targets(target, n.N);
+  const SoftmaxPlanner planner(tree.view, longs(target), n.N);
+  fits(planner, saved);
+  const int64_t R = sparse ? planner.rows() : n.R;
   Tensor dinput = allocate(input, {need_input ? n.N : 0, n.H});
   Tensor dweight = allocate(weight, {need_weight ? R : 0, n.H});
   Tensor dbias = allocate(weight, {need_bias ? R : 0});
-  succeed(cpu_softmax_backward({n, tree.view, grad.const_data_ptr(), input.const_data_ptr(),
-                                weight.const_data_ptr(), longs(target), saved.const_data_ptr(),
-                                saved.numel(), need_input ? dinput.mutable_data_ptr() : nullptr,
-                                need_weight ? dweight.mutable_data_ptr() : nullptr,
-                                need_bias ? dbias.mutable_data_ptr() : nullptr}));
-  return {dinput, dweight, dbias};
+  Tensor rows = allocate(target, {sparse ? R : 0});
+  if (sparse) planner.rows(static_cast<int64_t*>(rows.mutable_data_ptr()));
+  succeed(cpu_softmax_backward(
+      {n, grad.const_data_ptr(), input.const_data_ptr(), weight.const_data_ptr(),
+       saved.const_data_ptr(), sparse, need_input ? dinput.mutable_data_ptr() : nullptr,
+       need_weight ? dweight.mutable_data_ptr() : nullptr,
+       need_bias ? dbias.mutable_data_ptr() : nullptr},
+      planner.plan()));
+  return {dinput, dweight, dbias, rows};
 }
 
 }  // namespace
