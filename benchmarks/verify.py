@@ -56,13 +56,14 @@ def verify(task: Task, problem: Problem) -> Verdict:
     own = task.truth() if task.truth else None
     truth, yardstick = (own, None) if own else problem.judge(task.kind)
     worst, wrong = (-1.0, 0.0, math.inf), None
-    for name in got.keys() & truth.keys():
+    shared = [name for name in got if name in truth]  # outputs first, then gradients
+    for name in shared:
         error = rule.error(got[name], truth[name])
         bound = math.inf if own else _bound(rule.error(yardstick[name], truth[name]), problem)
         if not error <= bound or not math.isfinite(error):
             wrong = wrong or f"{name}: error {error:.3g}, allowed {bound:.3g}"
         worst = max(worst, (error / bound if bound else math.inf, error, bound))
-    if not got.keys() & truth.keys():
+    if not shared:
         wrong = f"nothing to compare: it returns {', '.join(got) or 'nothing'}"
     return Verdict(worst[1], worst[2] if math.isfinite(worst[2]) else None, wrong)
 
