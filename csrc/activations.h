@@ -81,13 +81,15 @@ inline FRNN_INLINE F sigmoid_host(F x) {
 // it is 1 in float. The sign is that of x, of zero too.
 template <class F>
 inline FRNN_INLINE F tanh_host(F x) {
-  const auto sign = bits_of(x) & 0x80000000u;
+  const auto sign = bits_of(x) & 0x80000000u, size = bits_of(x) ^ sign;
+  std::memcpy(&x, &size, sizeof(x));
   x = x > 9.02f ? 9.02f : x;
-  x = x < -9.02f ? -9.02f : x;
   F scale, q;
   exp_parts(x + x, scale, q);
-  const F m = q * scale + (scale - 1.0f);
-  const auto bits = bits_of(m / (m + 2.0f)) | sign;
+  const F m = q * scale + (scale - 1.0f), d = m + 2.0f, ratio = (x > 0.5f ? 2.0f - F{} : m) / d;
+  const F y =
+      x > 0.5f ? 1.0f - ratio : ratio;  // 1 - 2 / d: more exact near 1, where 1 - y^2 counts
+  const auto bits = bits_of(y) | sign;
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
