@@ -6,10 +6,8 @@ slows all of them.
 """
 
 import argparse
-import os
 import platform
 import shlex
-import shutil
 import sys
 import textwrap
 import time
@@ -23,7 +21,9 @@ import fusedrnn
 
 from . import corpus as corpora
 from . import demo_page
+from .environment import cores, processor
 from .lm import FUSED, OUTPUTS, PARTS, RECURRENCES, TORCH, LanguageModel, Row, Trainer, backends
+from .progress import Progress
 
 TURN = 10  # steps of a row before the next row's turn
 
@@ -85,38 +85,6 @@ def chosen_device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise UsageError(str(error)) from error
     return device
-
-
-class Progress:
-    """One line: rewritten in place on a terminal, else a new one every fifteen seconds."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._terminal = sys.stdout.isatty()
-        self._last = time.perf_counter()
-
-    def advance(self, text: str, seconds_left: float) -> None:
-        """Count one turn of a row."""
-        self._done += 1
-        minutes, seconds = divmod(max(0, round(seconds_left)), 60)
-        self.show(f"ETA {minutes}:{seconds:02}  {text}", last=self._done == self._total)
-
-    def show(self, text: str, *, last: bool = False) -> None:
-        """Say what is being done; without a terminal, only after a long silence, or at last."""
-        share, now = self._done / self._total, time.perf_counter()
-        line = f"{share:4.0%}  {text}"
-        if self._terminal:
-            width = shutil.get_terminal_size().columns - 1
-            bar = "━" * round(20 * share)
-            print(f"\r{f'{bar:┈<20} {line}'[:width]}\x1b[K", end="", flush=True)
-        elif last or now - self._last >= 15:
-            print(line, flush=True)
-            self._last = now
-
-    def close(self) -> None:
-        """Clear the line for what comes after it."""
-        if self._terminal:
-            print("\r\x1b[K", end="", flush=True)
 
 
 @dataclass
@@ -265,25 +233,13 @@ def print_wrapped(text: str, head: str = "") -> None:
     print(textwrap.fill(text, 98, initial_indent=head, subsequent_indent=" " * len(head)))
 
 
-def processor() -> str:
-    """The processor's name, as far as the machine tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def environment(run: Run, options: argparse.Namespace, device: torch.device) -> dict[str, str]:
     """What the figures depend on."""
     corpus = run.corpus
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
     return {
         "device": f"{device.type}, {name}",
-        "threads": f"{torch.get_num_threads()} of torch, {cores} cores",
+        "threads": f"{torch.get_num_threads()} of torch, {cores()} cores",
         "software": f"torch {torch.__version__}, fusedrnn {fusedrnn.__version__}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         "corpus": f"{corpus.name}: {len(corpus.train):,} training tokens, "

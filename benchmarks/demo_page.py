@@ -3,13 +3,12 @@
 Legible without colour: rows have numbers, curves have marks and end in labels, bars are hatched.
 """
 
-import math
 from collections.abc import Sequence
 from html import escape
 
 from .lm import PARTS, TORCH, Row
+from .svg import STYLE, WIDTH, apart, mark, svg, text, ticks
 
-WIDTH = 420  # of every drawing's own units: about a phone's, where text is then not scaled down
 TITLE = "fusedrnn beside torch.nn: one language model, six ways"
 
 METHOD = (
@@ -22,39 +21,8 @@ METHOD = (
     "rounding makes."
 )
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #5b6470; --grid: #dfe3e8;
-  --c0: #0063a5; --c1: #b34700; --c2: #00735a; --rec: #0063a5; --out: #e8a33d; --rest: #8a94a0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ebef; --paper: #14171b; --faint: #a2acb8;
-  --grid: #333a43; --c0: #5db5f5; --c1: #ff9a57; --c2: #45d3a9; --rec: #3b8fd0; --out: #d2902f;
-  --rest: #7a8593; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 20px 16px 48px; max-width: 1120px; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .4em; }
-h2 { font-size: 1.1rem; margin: 0 0 .1em; }
-p { margin: .3em 0 .8em; max-width: 75ch; }
-.note { color: var(--faint); font-size: .9rem; }
-.grid { display: grid; gap: 36px 48px; margin: 28px 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-section { margin: 28px 0; min-width: 0; } .grid section { margin: 0; }
-svg { display: block; width: 100%; height: auto; max-width: 640px;
-  font: 12.5px system-ui, sans-serif; fill: var(--ink); }
-ul { list-style: none; padding: 0; margin: .6em 0; columns: 260px; font-size: .85rem; }
-li svg { display: inline-block; width: 28px; margin-right: 8px; vertical-align: -2px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { padding: 5px 12px 5px 0; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--grid); }
-th { color: var(--faint); font-weight: 600; }
-th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; font-size: .93rem; }
-dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
-.axis { fill: var(--faint); } .rule { stroke: var(--grid); stroke-width: 1; }
-.edge { stroke: var(--ink); stroke-width: 1.3; }
-.torch { stroke-width: 6; stroke-opacity: .35; } .fused { stroke-width: 1.7; }
-.curve { fill: none; stroke-linejoin: round; }
-.halo { stroke: var(--paper); stroke-width: 3.5; stroke-linejoin: round; paint-order: stroke; }
+_STYLE = f"""{STYLE}
+.torch {{ stroke-width: 6; stroke-opacity: .35; }} .fused {{ stroke-width: 1.7; }}
 """
 
 _DEFS = """<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>
@@ -77,27 +45,6 @@ _PART_NAMES = {
 }
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values between two bounds, at most ``most`` of them."""
-    step = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(step * k for k in (1, 2, 5, 10, 20) if (high - low) / (step * k) <= most - 1)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "") -> str:
-    kind = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(text)}</text>'
-
-
-def _svg(height: float, label: str, parts: list[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
-        + "\n".join(parts)
-        + "</svg>"
-    )
-
-
 def bars(rows: Sequence[Row]) -> str:
     """Milliseconds per step of every row, stacked by part, with the quartiles of its turns."""
     room, tall, pitch = WIDTH - 74, 17, 47
@@ -105,12 +52,12 @@ def bars(rows: Sequence[Row]) -> str:
     parts = []
     for part, x in zip(PARTS, (0, 106, 224), strict=True):
         parts.append(f'<rect x="{x:.1f}" y="2" width="14" height="12" fill="url(#{part})"/>')
-        parts.append(_text(x + 20, 13, _PART_NAMES[part]))
+        parts.append(text(x + 20, 13, _PART_NAMES[part]))
     for i, row in enumerate(rows):
         y, x = 28 + i * pitch, 0.0
-        parts.append(_text(0, y + 12, f"{i + 1}  {row.name}"))
+        parts.append(text(0, y + 12, f"{i + 1}  {row.name}"))
         speed = f"{row.tokens_per_second:,.0f} tokens/s"
-        parts.append(_text(WIDTH, y + 12, speed, anchor="end", kind="axis"))
+        parts.append(text(WIDTH, y + 12, speed, anchor="end", kind="axis"))
         for part in PARTS:
             ms = row.ms(part)
             wide = ms * scale
@@ -121,7 +68,7 @@ def bars(rows: Sequence[Row]) -> str:
             )
             if wide > 34:
                 middle = x + wide / 2
-                parts.append(_text(middle, y + 31, f"{ms:.1f}", anchor="middle", kind="halo"))
+                parts.append(text(middle, y + 31, f"{ms:.1f}", anchor="middle", kind="halo"))
             x += wide
         low, high = (ms * scale for ms in row.quartiles)
         parts.append(
@@ -129,28 +76,8 @@ def bars(rows: Sequence[Row]) -> str:
             f'M{high:.1f} {y + 35.5}v5"><title>middle half of the turns</title></path>'
         )
         total = sum(row.ms(part) for part in PARTS)
-        parts.append(_text(max(x, high) + 6, y + 31, f"{total:.1f} ms"))
-    return _svg(28 + len(rows) * pitch, "Milliseconds per training step, by part", parts)
-
-
-def _mark(shape: int, x: float, y: float, colour: str) -> str:
-    """A circle, a square or a triangle."""
-    if shape == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
-    path = ("h7.4v7.4h-7.4z", "l4.8 8.4h-9.6z")[shape - 1]
-    x, y = (x - 3.7, y - 3.7) if shape == 1 else (x, y - 5.2)
-    return f'<path d="M{x:.1f} {y:.1f}{path}" fill="{colour}"/>'
-
-
-def _apart(ends: list[tuple[float, float]]) -> list[float]:
-    """Heights for the labels of curves that end there: from the lowest up, none on another."""
-    heights = [y for _, y in ends]
-    placed: list[int] = []
-    for i in sorted(range(len(ends)), key=lambda i: -heights[i]):
-        near = [heights[j] for j in placed if abs(ends[j][0] - ends[i][0]) < 14]
-        heights[i] = min([heights[i], *(other - 13 for other in near)])
-        placed.append(i)
-    return heights
+        parts.append(text(max(x, high) + 6, y + 31, f"{total:.1f} ms"))
+    return svg(28 + len(rows) * pitch, "Milliseconds per training step, by part", parts)
 
 
 def _points(row: Row, by_time: bool) -> list[tuple[float, float]]:
@@ -178,23 +105,23 @@ def curves(rows: Sequence[Row], *, by_time: bool) -> str:
         across = left + (WIDTH - left - right) * x / far
         return across, bottom - (bottom - top) * (y - low) / (high - low)
 
-    parts = [_text(0, 11, "training loss, nats a word", kind="axis")]
+    parts = [text(0, 11, "training loss, nats a word", kind="axis")]
     for value in ticks(low, high):
         _, y = place(0, value)
         parts.append(f'<path class="rule" d="M{left} {y:.1f}H{WIDTH - right}"/>')
-        parts.append(_text(left - 6, y + 4, f"{value:g}", anchor="end", kind="axis"))
+        parts.append(text(left - 6, y + 4, f"{value:g}", anchor="end", kind="axis"))
     for value in ticks(0, far, 5):
         x, _ = place(value, low)
         label = f"{value:g}" if by_time else f"{value / 1000:g}k" if value else "0"
         parts.append(f'<path class="rule" d="M{x:.1f} {bottom}v5"/>')
-        parts.append(_text(x, bottom + 18, label, anchor="middle", kind="axis"))
+        parts.append(text(x, bottom + 18, label, anchor="middle", kind="axis"))
     unit = "seconds of training" if by_time else "words read"
     middle = (left + WIDTH - right) / 2
-    parts.append(_text(middle, bottom + 35, unit, anchor="middle", kind="axis"))
+    parts.append(text(middle, bottom + 35, unit, anchor="middle", kind="axis"))
     placed = [[place(*point) for point in line] for line in lines]
     parts += _lines(rows, placed, layers)
     parts += _labels(rows, placed, layers, by_time)
-    return _svg(bottom + 42, f"Training loss over {unit}", parts)
+    return svg(bottom + 42, f"Training loss over {unit}", parts)
 
 
 def _lines(rows: Sequence[Row], placed: list[list[tuple[float, float]]], layers: list) -> list[str]:
@@ -210,7 +137,7 @@ def _lines(rows: Sequence[Row], placed: list[list[tuple[float, float]]], layers:
         )
         if kind == "fused":
             every = max(1, len(line) // 5)
-            parts += [_mark(layer, *point, colour) for point in line[every // 2 :: every]]
+            parts += [mark(layer, *point, colour) for point in line[every // 2 :: every]]
     return parts
 
 
@@ -230,9 +157,9 @@ def _labels(
             kinds.append(layers.index(layer))
             chosen.append(ends[numbers[-1]])
         ends = chosen
-    heights = _apart(ends)
+    heights = apart(ends)
     return [
-        f'<g style="fill:var(--c{kind})">{_text(x + 6, y + 4, name, kind="halo")}</g>'
+        f'<g style="fill:var(--c{kind})">{text(x + 6, y + 4, name, kind="halo")}</g>'
         for (x, _), y, name, kind in zip(ends, heights, names, kinds, strict=True)
     ]
 
@@ -245,7 +172,7 @@ def _legend(rows: Sequence[Row]) -> str:
         layer = layers.index(row.output)
         kind = "torch" if row.recurrence == TORCH else "fused"
         line = f'<path class="curve {kind}" d="M0 7h28" stroke="var(--c{layer})"/>'
-        line += _mark(layer, 14, 7, f"var(--c{layer})") if kind == "fused" else ""
+        line += mark(layer, 14, 7, f"var(--c{layer})") if kind == "fused" else ""
         items.append(f'<li><svg viewBox="0 0 28 14">{line}</svg>{i + 1}  {escape(row.name)}</li>')
     return f"<ul>{''.join(items)}</ul>"
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from fusedrnn.softmax import softmax_limits
 
 PARTS = ("recurrence", "output", "rest")
 TORCH, FUSED = "torch.nn.LSTM", "fusedrnn.LSTM"
+ADAM = partial(torch.optim.Adam, fused=True)
 
 
 class FullSoftmax(nn.Module):
@@ -44,17 +46,35 @@ RECURRENCES: dict[str, Callable[..., nn.Module]] = {
     TORCH: torch.nn.LSTM,
     FUSED: fusedrnn.LSTM,
 }
+"""Those of the demo."""
 
-# Each takes the width of h and the words' counts.
-OUTPUTS: dict[str, Callable[[int, Tensor], nn.Module]] = {
-    "full softmax": lambda H, counts: FullSoftmax(H, len(counts)),
-    "two-level": lambda H, counts: fusedrnn.HierarchicalSoftmax(
-        H, fusedrnn.Hierarchy.classes(counts)
-    ),
-    "Huffman": lambda H, counts: fusedrnn.HierarchicalSoftmax(
-        H, fusedrnn.Hierarchy.huffman(counts)
-    ),
+ALL_RECURRENCES = RECURRENCES | {
+    f"{package.__name__}.{name}": getattr(package, name)
+    for name in ("GRU", "RNN")
+    for package in (torch.nn, fusedrnn)
 }
+
+OUTPUTS = ("full softmax", "two-level", "Huffman")
+"""Those of the demo; ``output_layer`` makes others too."""
+
+
+def output_layer(name: str, H: int, counts: Tensor, *, sparse: bool = False) -> nn.Module:
+    """An output layer by its name: one of ``OUTPUTS``, or ``100 classes``.
+
+    Args:
+        name: see above.
+        H: the width of h.
+        counts: how often each word occurs. ``[V]``.
+        sparse: whether a hierarchy's weights have row-sparse gradients.
+    """
+    if name == "full softmax":
+        return FullSoftmax(H, len(counts))
+    if name == "Huffman":
+        tree = fusedrnn.Hierarchy.huffman(counts)
+    else:
+        classes = None if name == "two-level" else int(name.removesuffix(" classes"))
+        tree = fusedrnn.Hierarchy.classes(counts, classes)
+    return fusedrnn.HierarchicalSoftmax(H, tree, sparse_grad=sparse)
 
 
 def backends(device: torch.device) -> dict[str, str]:
@@ -77,21 +97,29 @@ class LanguageModel(nn.Module):
 
     Args:
         counts: how often each word occurs in the training text. ``[V]``.
-        recurrence: one of ``RECURRENCES``.
-        output: one of ``OUTPUTS``.
+        recurrence: one of ``ALL_RECURRENCES``.
+        output: see ``output_layer``.
         hidden: H, the width of the embedding and of the recurrence.
         layers: the layers of the recurrence.
+        sparse: whether embedding and hierarchy have row-sparse gradients.
     """
 
     def __init__(
-        self, counts: Tensor, recurrence: str, output: str, *, hidden: int, layers: int = 1
+        self,
+        counts: Tensor,
+        recurrence: str,
+        output: str,
+        *,
+        hidden: int,
+        layers: int = 1,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(len(counts), hidden)
+        self.embedding = nn.Embedding(len(counts), hidden, sparse=sparse)
         # torch's N(0, 1) drowns the first hundreds of steps; 0.1 is that of its own word model.
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.recurrence = RECURRENCES[recurrence](hidden, hidden, num_layers=layers)
-        self.output = OUTPUTS[output](hidden, counts)
+        self.recurrence = ALL_RECURRENCES[recurrence](hidden, hidden, num_layers=layers)
+        self.output = output_layer(output, hidden, counts, sparse=sparse)
 
 
 def columns(tokens: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -179,8 +207,8 @@ class Row:
     """One line of the table: a model's name, and what was measured.
 
     Attributes:
-        recurrence: its name in ``RECURRENCES``.
-        output: its name in ``OUTPUTS``.
+        recurrence: its name in ``ALL_RECURRENCES``.
+        output: its name, as ``output_layer`` takes it.
         turns: what was trained so far.
         perplexity: of the validation text after training, or None.
     """
@@ -244,11 +272,12 @@ class Trainer:
         tokens: the training text. ``[tokens]``.
         batch: columns of text read side by side.
         bptt: steps after which back-propagation is cut; the state is carried on.
-        lr: Adam's step width at the start; it falls evenly, to 0 after ``steps``. At a high rate
+        lr: the step width at the start; it falls evenly, to 0 after ``steps``. At a high rate
             to the end rounding grows into chaos: models whose first weights were one unit in the
             last place apart came out 0.4% apart in perplexity after 413 steps.
         steps: the steps of the whole training.
         clip: the norm at which the gradients are clipped.
+        optimizer: takes the parameters and ``lr=``. Adam takes no sparse gradients, SGD does.
     """
 
     def __init__(
@@ -261,11 +290,12 @@ class Trainer:
         lr: float,
         steps: int,
         clip: float,
+        optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
     ) -> None:
         self.model, self.bptt, self.batch, self.clip = model, bptt, batch, clip
         self.device = model.embedding.weight.device
         self.data = columns(tokens.to(self.device), batch)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+        self.optimizer = optimizer(model.parameters(), lr=lr)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: max(0.0, 1 - step / steps)
         )
@@ -313,7 +343,7 @@ class Trainer:
             inputs, targets = next(self._windows)
             self.optimizer.zero_grad()
             loss += self._gradients(inputs, targets, watch) * targets.numel()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            fusedrnn.clip_grad_norm_(self.model.parameters(), self.clip)
             self.optimizer.step()
             self.schedule.step()
             watch.mark("rest")

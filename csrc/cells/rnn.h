@@ -25,7 +25,7 @@ struct Relu {
   }
   template <class T>
   FRNN_HD static T slope(T y) {
-    return y > T(0) ? T(1) : T(0);
+    return relu_slope(y);
   }
 };
 struct Sigmoid {

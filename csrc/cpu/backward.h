@@ -11,8 +11,10 @@ inline namespace FRNN_ISA {
 template <class Cell, class D>
 class BackwardPass {
   using A = State<D>;
+  using L = Lanes<A>;
+  using Two = Pair<A>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, N = Cell::kGrads;
-  static constexpr int N2 = Cell::kSecond, N1 = G - N2;
+  static constexpr int N2 = Cell::kSecond, N1 = G - N2, Inner = S - 1;
 
  public:
   explicit BackwardPass(const SequenceBackward& args)
@@ -22,9 +24,9 @@ class BackwardPass {
         H(a.n.H),
         P(a.n.P),
         projected(a.weight_hr != nullptr),
-        w1(N1 * H, ceil_div(P, w1.width)),
-        w2(N2 * H, N2 ? ceil_div(H, w2.width) : 0),
-        wr(projected ? P : 0, projected ? ceil_div(H, wr.width) : 0),
+        w1(N1 * H, P),
+        w2(N2 * H, H),
+        wr(projected ? P : 0, H),
         c0(Inner * B * H),
         gates(2 * B * N1 * H),
         direct(B * P),
@@ -34,7 +36,7 @@ class BackwardPass {
         partial(N2 ? B * N * H : 0) {}
 
   bool allocated() const {
-    return w1.data && w2.data && wr.data && c0 && gates && direct && dc && dh && second && partial;
+    return w1 && w2 && wr && c0 && gates && direct && dc && dh && second && partial;
   }
 
   void run(const Worker& worker) {
@@ -43,19 +45,34 @@ class BackwardPass {
       const int64_t t = a.n.reverse ? i : T - 1 - i;
       const A* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * N1 * H;
       A* now = gates.get() + ((i + 1) % 2) * B * N1 * H;
-      product(worker, B, following, w1, [&](int64_t b, int64_t panel, const A* c) {
-        arrive(t, b, panel * w1.width, now, c);
+      const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
+      const auto nothing = [](const Tile<A>&) {};
+      product(worker, B, following, N1 * H, w1, fetch, [&](const Tile<A>& tile) {
+        each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
+          where_alive(
+              a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { arrive(t, p, now); },
+              [&](const Units<A>& u) { pass_by(t, u, now); });
+        });
       });
       if constexpr (N2 > 0) {
 #pragma omp barrier
-        product(worker, B, second.get(), w2, [&](int64_t b, int64_t panel, const A* c) {
-          complete(t, b, panel * w2.width, now, c);
+        product(worker, B, second.get(), N2 * H, w2, nothing, [&](const Tile<A>& tile) {
+          each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
+            where_alive(
+                a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { complete(t, p, now); },
+                [](const Units<A>&) {});
+          });
         });
       }
       if (projected) {
 #pragma omp barrier
-        product(worker, B, dh.get(), wr, [&](int64_t b, int64_t panel, const A* c) {
-          through_cell(t, b, panel * wr.width, wr.width, now, c, nullptr);
+        product(worker, B, dh.get(), P, wr, fetch, [&](const Tile<A>& tile) {
+          each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
+            where_alive(
+                a.lengths, t, pair,
+                [&](const Two& p) FRNN_INLINE { through_cell(t, p, now, product_of(p)); },
+                [&](const Units<A>& u) { silence(t, u, now); });
+          });
         });
       }
 #pragma omp barrier
@@ -64,24 +81,11 @@ class BackwardPass {
   }
 
  private:
-  static constexpr int Inner = S - 1;
-
   void prepare(const Worker& worker) {
     const D* w = static_cast<const D*>(a.weight_hh);
-    w1.pack(worker, [=, this](int64_t k, int64_t panel, int c) {
-      const int64_t p = panel * w1.width + c;
-      return p < P ? load(w[k * P + p]) : A(0);
-    });
-    if constexpr (N2 > 0)
-      w2.pack(worker, [=, this](int64_t k, int64_t panel, int c) {
-        const int64_t p = panel * w2.width + c;
-        return p < H ? load(w[(N1 * H + k) * P + p]) : A(0);
-      });
-    if (const D* r = static_cast<const D*>(a.weight_hr))
-      wr.pack(worker, [=, this](int64_t k, int64_t panel, int c) {
-        const int64_t unit = panel * wr.width + c;
-        return unit < H ? load(r[k * H + unit]) : A(0);
-      });
+    w1.pack(worker, w);
+    if constexpr (N2 > 0) w2.pack(worker, w + N1 * H * P);
+    if (projected) wr.pack(worker, static_cast<const D*>(a.weight_hr));
     if (worker.index == 0) {
       widen(a.c0, c0, Inner * B * H);
       widen(a.dcn, dc, Inner * B * H);
@@ -95,130 +99,141 @@ class BackwardPass {
       for (int64_t i = 0; i < n; ++i) to.get()[i] = load(d[i]);
   }
 
-  // The gradient of h at step t, columns [j, j + panel): product, direct part, dy.
-  void arrive(int64_t t, int64_t b, int64_t j, A* now, const A* c) {
-    const int64_t n = P - j < w1.width ? P - j : w1.width;
-    A* keep = direct.get() + b * P + j;
-    const D* dy = static_cast<const D*>(a.dy);
-    if (!alive(a.lengths, b, t)) return pass_by(t, b, j, n, now, c);
-    A total[Panels<A, 4>::width];
-    for (int64_t l = 0; l < n; ++l) total[l] = c[l] + keep[l];
-    if (dy)
-      for (int64_t l = 0; l < n; ++l) total[l] += load(dy[(t * B + b) * P + j + l]);
-    if (!projected) return through_cell(t, b, j, int(n), now, total, keep);
-    for (int64_t l = 0; l < n; ++l) {
-      keep[l] = A(0);
-      dh.get()[b * P + j + l] = total[l];
-      store(static_cast<D*>(a.dh)[(t * B + b) * P + j + l], total[l]);
+  // Where the numbers of some units lie in a tensor [..., B, width, H] or [..., B, width, P].
+  template <class E>
+  auto in(E* row, int width) const {
+    return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * width * H + u.j; };
+  }
+  template <class E>
+  auto in_h(E* row) const {
+    return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * P + u.j; };
+  }
+
+  static FRNN_INLINE L product_of(const Two& p) {
+    return gather(p, [](const Units<A>& u) FRNN_INLINE { return u.c; });
+  }
+
+  // What the epilogue of a tile will read and write in memory that no step has touched before.
+  void prefetch(int64_t t, const Tile<A>& tile) const {
+    const int64_t j = tile.first * Vector<A>::lanes, before = a.n.reverse ? t + 1 : t - 1;
+    for (int64_t b = tile.b; b < tile.b + tile.rows; ++b) {
+      prefetch_rows(static_cast<const D*>(a.saved) + (t * B + b) * K * H + j, K, H, tile.vectors);
+      prefetch_rows(static_cast<D*>(a.grads) + (t * B + b) * N * H + j, N, H, tile.vectors);
+      if (before < 0 || before >= T) continue;
+      prefetch_rows(static_cast<const A*>(a.cells) + (before * Inner * B + b) * H + j, Inner, B * H,
+                    tile.vectors);
+      if (projected) continue;
+      prefetch_rows(static_cast<const D*>(a.y) + (before * B + b) * H + j, 1, 0, tile.vectors);
+      if (a.dy)
+        prefetch_rows(static_cast<const D*>(a.dy) + (t * B + b) * H + j, 1, 0, tile.vectors);
     }
   }
 
-  // A row past its end: gradients of its state go on unchanged, all others are zero.
-  void pass_by(int64_t t, int64_t b, int64_t j, int64_t n, A* now, const A* c) {
-    for (int64_t l = 0; l < n; ++l) direct.get()[b * P + j + l] += c[l];
-    if (projected) {
-      std::memset(dh.get() + b * P + j, 0, n * sizeof(A));
-      std::memset(static_cast<D*>(a.dh) + (t * B + b) * P + j, 0, n * sizeof(D));
-    } else {
-      silence(t, b, j, n, now);
-    }
+  // The gradient of h at step t: product, direct part, dy.
+  FRNN_INLINE void arrive(int64_t t, const Two& p, A* now) {
+    L total = product_of(p) + gather(p, in_h(direct.get()));
+    if (a.dy) total += gather(p, in_h(static_cast<const D*>(a.dy) + t * B * P));
+    if (!projected) return through_cell(t, p, now, total);
+    scatter(p, L(0), in_h(direct.get()));
+    scatter(p, total, in_h(dh.get()));
+    scatter(p, total, in_h(static_cast<D*>(a.dh) + t * B * P));
   }
 
-  void silence(int64_t t, int64_t b, int64_t j, int64_t n, A* now) {
-    D* grads = static_cast<D*>(a.grads) + (t * B + b) * N * H + j;
-    for (int k = 0; k < N; ++k) std::memset(grads + k * H, 0, n * sizeof(D));
-    for (int g = 0; g < N1; ++g) std::memset(now + (b * N1 + g) * H + j, 0, n * sizeof(A));
-    for (int g = 0; g < N2; ++g) std::memset(second.get() + (b * N2 + g) * H + j, 0, n * sizeof(A));
+  // Units of a row past its end: gradients of its state go on unchanged, all others are zero.
+  void pass_by(int64_t t, const Units<A>& u, A* now) {
+    for (int l = 0; l < u.n; ++l) direct.get()[u.b * P + u.j + l] += u.c[l];
+    if (!projected) return silence(t, u, now);
+    std::memset(dh.get() + u.b * P + u.j, 0, u.n * sizeof(A));
+    std::memset(static_cast<D*>(a.dh) + (t * B + u.b) * P + u.j, 0, u.n * sizeof(D));
   }
 
-  // What backward of one unit needs besides its incoming gradient.
-  struct Unit {
-    const D* saved;        // [K] with stride H
-    const D* h;            // state 0 before the step, or null with a projection
-    const A* inner;        // [S-1] before the step, stride BH
-    const A* inner_after;  // [S-1] after it
-  };
+  void silence(int64_t t, const Units<A>& u, A* now) {
+    D* grads = static_cast<D*>(a.grads) + t * B * N * H;
+    const auto clear = [&](auto* row, int width) {
+      std::memset(in(row, width)(u), 0, u.n * sizeof(*row));
+    };
+    for (int k = 0; k < N; ++k) clear(grads + k * H, N);
+    for (int g = 0; g < N1; ++g) clear(now + g * H, N1);
+    for (int g = 0; g < N2; ++g) clear(second.get() + g * H, N2);
+  }
 
-  Unit unit(int64_t t, int64_t b, int64_t j) const {
+  // What lies at the step before t, from where on: a tensor of all steps, or the initial states.
+  template <class E>
+  auto previous(int64_t t, const E* all, int64_t size, const E* initial) const {
     const int64_t before = a.n.reverse ? t + 1 : t - 1;
-    const bool inside = before >= 0 && before < T && alive(a.lengths, b, before);
+    return [=, this](const Units<A>& u, int64_t offset) FRNN_INLINE {
+      const bool inside =
+          before >= 0 && before < T && (a.lengths == nullptr || before < a.lengths[u.b]);
+      return (inside ? all + before * size : initial) + offset;
+    };
+  }
+
+  // h before step t; zero with a projection, for then no cell sees h itself.
+  FRNN_INLINE L h_before(int64_t t, const Two& p) const {
+    if (projected) return L(0);
+    const auto at = previous(t, static_cast<const D*>(a.y), B * H, static_cast<const D*>(a.h0));
+    return gather(p, [&](const Units<A>& u) FRNN_INLINE { return at(u, u.b * H + u.j); });
+  }
+
+  // Backward of the cell: total is the gradient of its h.
+  FRNN_INLINE void through_cell(int64_t t, const Two& p, A* now, const L& total) {
+    const D* save = static_cast<const D*>(a.saved) + t * B * K * H;
     const A* cells = static_cast<const A*>(a.cells);
-    const D* h = inside ? static_cast<const D*>(a.y) + before * B * P : static_cast<const D*>(a.h0);
-    return {static_cast<const D*>(a.saved) + (t * B + b) * K * H + j,
-            projected ? nullptr : h + b * P + j,
-            (inside ? cells + before * Inner * B * H : c0.get()) + b * H + j,
-            cells + (t * Inner * B + b) * H + j};
+    const auto inner = previous(t, cells, Inner * B * H, static_cast<const A*>(c0.get()));
+    L saved[K], s[S], out[S], dout[S], d[N], ds[S];
+    each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(save + k * H, K)); });
+    each<N>([&](auto k) FRNN_INLINE { d[k] = L(0); });
+    s[0] = h_before(t, p);
+    out[0] = L(0);
+    dout[0] = total;
+    each<S, 1>([&](auto k) FRNN_INLINE {
+      s[k] = gather(p, [&](const Units<A>& u)
+                           FRNN_INLINE { return inner(u, ((k - 1) * B + u.b) * H + u.j); });
+      out[k] = gather(p, in(cells + (t * Inner + k - 1) * B * H, 1));
+      dout[k] = gather(p, in(dc.get() + (k - 1) * B * H, 1));
+    });
+    Cell::backward(saved, s, out, dout, d, ds);
+    if (!projected) scatter(p, ds[0], in(direct.get(), 1));
+    each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, ds[k], in(dc.get() + (k - 1) * B * H, 1)); });
+    each<N2>([&](auto g) FRNN_INLINE {
+      scatter(p, d[Cell::h_grad(N1 + g)], in(second.get() + g * H, N2));
+    });
+    if constexpr (N2 > 0)
+      each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(partial.get() + k * H, N)); });
+    else
+      leave(t, p, now, d);
   }
 
-  // Units [j, j + n) of row b: total is the gradient of their h; direct_h takes what passes W_hh
-  // by.
-  void through_cell(int64_t t, int64_t b, int64_t j, int width, A* now, const A* total,
-                    A* direct_h) {
-    const int64_t n = H - j < width ? H - j : width;
-    if (projected && !alive(a.lengths, b, t)) return silence(t, b, j, n, now);
-    const Unit v = unit(t, b, j);
-    A* dc_j = dc.get() + b * H + j;
-    A* now_j = now + b * N1 * H + j;
-    A* second_j = N2 ? second.get() + b * N2 * H + j : nullptr;
-    A* partial_j = N2 ? partial.get() + b * N * H + j : nullptr;
-    D* grads = static_cast<D*>(a.grads) + (t * B + b) * N * H + j;
-    const int64_t BH = B * H, H_ = H;
-#pragma omp simd
-    for (int64_t l = 0; l < n; ++l) {
-      A saved[K], s[S], out[S], dout[S], d[N] = {}, ds[S];
-      each<K>([&](auto k) FRNN_INLINE { saved[k] = load(v.saved[k * H_ + l]); });
-      s[0] = v.h ? load(v.h[l]) : A(0);
-      out[0] = A(0);
-      dout[0] = total[l];
-      each<S, 1>([&](auto k) FRNN_INLINE {
-        s[k] = v.inner[(k - 1) * BH + l];
-        out[k] = v.inner_after[(k - 1) * BH + l];
-        dout[k] = dc_j[(k - 1) * BH + l];
-      });
-      Cell::backward(saved, s, out, dout, d, ds);
-      if (direct_h) direct_h[l] = ds[0];
-      each<S, 1>([&](auto k) FRNN_INLINE { dc_j[(k - 1) * BH + l] = ds[k]; });
-      each<N2>([&](auto g) FRNN_INLINE { second_j[g * H_ + l] = d[Cell::h_grad(N1 + g)]; });
-      if constexpr (N2 > 0) {
-        each<N>([&](auto k) FRNN_INLINE { partial_j[k * H_ + l] = d[k]; });
-      } else {
-        each<N1>([&](auto g) FRNN_INLINE { now_j[g * H_ + l] = d[Cell::h_grad(g)]; });
-        each<N>([&](auto k) FRNN_INLINE { store(grads[k * H_ + l], d[k]); });
-      }
-    }
+  // After the second product, which brings the gradient of the cell's operand.
+  FRNN_INLINE void complete(int64_t t, const Two& p, A* now) {
+    const D* save = static_cast<const D*>(a.saved) + t * B * K * H;
+    L saved[K], s[S], d[N], ds[S];
+    each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(save + k * H, K)); });
+    each<S>([&](auto k) FRNN_INLINE { s[k] = ds[k] = L(0); });
+    s[0] = h_before(t, p);
+    each<N>([&](auto k) FRNN_INLINE { d[k] = gather(p, in(partial.get() + k * H, N)); });
+    ds[0] = gather(p, in(direct.get(), 1));
+    Cell::backward_operand(saved, s, product_of(p), d, ds);
+    scatter(p, ds[0], in(direct.get(), 1));
+    leave(t, p, now, d);
   }
 
-  // After the second product: c is the gradient of the cell's operand.
-  void complete(int64_t t, int64_t b, int64_t j, A* now, const A* c) {
-    const int64_t n = H - j < w2.width ? H - j : w2.width;
-    if (!alive(a.lengths, b, t)) return;
-    const Unit v = unit(t, b, j);
-    A* direct_h = direct.get() + b * P + j;
-    const A* partial_j = partial.get() + b * N * H + j;
-    A* now_j = now + b * N1 * H + j;
-    D* grads = static_cast<D*>(a.grads) + (t * B + b) * N * H + j;
-    const int64_t H_ = H;
-#pragma omp simd
-    for (int64_t l = 0; l < n; ++l) {
-      A saved[K], s[S] = {}, d[N], ds[S] = {};
-      each<K>([&](auto k) FRNN_INLINE { saved[k] = load(v.saved[k * H_ + l]); });
-      s[0] = load(v.h[l]);
-      each<N>([&](auto k) FRNN_INLINE { d[k] = partial_j[k * H_ + l]; });
-      ds[0] = direct_h[l];
-      Cell::backward_operand(saved, s, c[l], d, ds);
-      direct_h[l] = ds[0];
-      each<N1>([&](auto g) FRNN_INLINE { now_j[g * H_ + l] = d[Cell::h_grad(g)]; });
-      each<N>([&](auto k) FRNN_INLINE { store(grads[k * H_ + l], d[k]); });
-    }
+  // The gradients of a step: for the next product, and for the caller.
+  FRNN_INLINE void leave(int64_t t, const Two& p, A* now, const L (&d)[N]) {
+    D* grads = static_cast<D*>(a.grads) + t * B * N * H;
+    each<N1>([&](auto g) FRNN_INLINE { scatter(p, d[Cell::h_grad(g)], in(now + g * H, N1)); });
+    each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(grads + k * H, N)); });
   }
 
   void finish(const Worker& worker) {
     const A* gates0 = gates.get() + (T % 2) * B * N1 * H;
-    product(worker, B, gates0, w1, [&](int64_t b, int64_t panel, const A* c) {
-      const int64_t j = panel * w1.width, n = P - j < w1.width ? P - j : w1.width;
-      for (int64_t l = 0; l < n; ++l)
-        store(static_cast<D*>(a.dh0)[b * P + j + l], c[l] + direct.get()[b * P + j + l]);
-    });
+    product(
+        worker, B, gates0, N1 * H, w1, [](const Tile<A>&) {},
+        [&](const Tile<A>& tile) {
+          each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
+            scatter(p, product_of(p) + gather(p, in_h(direct.get())), in_h(static_cast<D*>(a.dh0)));
+          });
+        });
     for (int64_t i = worker.first(Inner * B * H); i < worker.last(Inner * B * H); ++i)
       store(static_cast<D*>(a.dc0)[i], dc.get()[i]);
   }
@@ -226,7 +241,7 @@ class BackwardPass {
   const SequenceBackward& a;
   const int64_t T, B, H, P;
   const bool projected;
-  Panels<A, 4> w1, w2, wr;  // W_hh of the first gates and of the second product; W_hr
+  Panels<A, 1> w1, w2, wr;  // W_hh of the first gates and of the second product; W_hr
   Buffer<A> c0;
   Buffer<A> gates;    // 2 * [B, N1, H]: h-gradients of the first gates, of two steps in turn
   Buffer<A> direct;   // [B, P]: the part of the gradient of h that does not pass W_hh

@@ -7,38 +7,89 @@
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-// Vectors of one gate in a panel, so that a panel is three or four vectors wide.
-constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : 4 / gates; }
+// One vector of a tile's result: units [j, j + n) of row b; c points at its first gate, the others
+// follow `stride` apart.
+template <class A>
+struct Units {
+  int64_t b, j;
+  int n;
+  const A* c;
+  int64_t stride;
+};
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Two of them: what the cell's maths is done on at a time.
+template <class A>
+struct Pair {
+  Units<A> first, second;
+};
 
-inline bool alive(const int64_t* lengths, int64_t b, int64_t t) {
-  return lengths == nullptr || t < lengths[b];
+// f(Pair) for all of a tile; an odd last one comes as both.
+template <int N, class A, class F>
+inline FRNN_INLINE void each_pair(const Tile<A>& tile, int64_t units, F f) {
+  constexpr int lanes = Vector<A>::lanes;
+  const int64_t stride = tile.vectors * lanes;
+  const A* c = tile.c;
+  int64_t b = tile.b, j = tile.first * lanes;
+  int v = 0;
+  const auto next = [&]() FRNN_INLINE {
+    const Units<A> u{b, j, int(units - j < lanes ? units - j : lanes), c, stride};
+    j += lanes, c += lanes;
+    if (++v == tile.vectors) v = 0, ++b, j = tile.first * lanes, c += (N - 1) * stride;
+    return u;
+  };
+  for (int left = tile.rows * tile.vectors; left > 0; left -= 2) {
+    const Units<A> u = next();
+    f(Pair<A>{u, left > 1 ? next() : u});
+  }
 }
 
-// W_hh rows of gates [first, first + N), interleaved so that a panel holds all N gates of its
-// units.
-template <class A, int N>
-struct GatePanels : Panels<A, N * unit_vectors(N)> {
-  using Base = Panels<A, N * unit_vectors(N)>;
-  static constexpr int V = N * unit_vectors(N), units = unit_vectors(N) * Base::lanes;
-
-  GatePanels(int64_t K, int64_t H) : Base(K, K ? ceil_div(H, units) : 0) {}
-
-  template <class D>
-  void pack_gates(const Worker& worker, const D* weight, int first, int64_t H) {
-    this->pack(worker, [=, this](int64_t k, int64_t panel, int c) {
-      const int64_t unit = panel * units + c % units;
-      return unit < H ? load(weight[((first + c / units) * H + unit) * this->K + k]) : A(0);
-    });
+// f(Pair) of the rows that take part in step t, past(Units) for those beyond their end. One call
+// of f, so that all rows meet the same instructions.
+template <class A, class F, class G>
+inline FRNN_INLINE void where_alive(const int64_t* lengths, int64_t t, Pair<A> p, F f, G past) {
+  if (lengths) {
+    const bool first = t < lengths[p.first.b], second = t < lengths[p.second.b];
+    if (!first) past(p.first);
+    if (!second && p.second.c != p.first.c) past(p.second);
+    if (!first && !second) return;
+    if (!first) p.first = p.second;
+    if (!second) p.second = p.first;
   }
-};
+  f(p);
+}
+
+// Asks for the `vectors` vectors from p on, and for those of n - 1 more rows, `stride` apart.
+template <class E>
+inline FRNN_INLINE void prefetch_rows(const E* p, int n, int64_t stride, int vectors) {
+  constexpr int64_t line = 64 / sizeof(E);
+  const int64_t width = vectors * Vector<State<E>>::lanes;
+  for (int i = 0; i < n; ++i)
+    for (int64_t l = 0; l < width; l += line) __builtin_prefetch(p + i * stride + l);
+}
+
+// Lanes from or to memory: at(unit) is where a unit's numbers lie.
+template <class A, class F>
+inline FRNN_INLINE Lanes<A> gather(const Pair<A>& p, F at) {
+  Lanes<A> x;
+  x.v[0] = load_vector(at(p.first), p.first.n);
+  x.v[1] = load_vector(at(p.second), p.second.n);
+  return x;
+}
+template <class A, class F>
+inline FRNN_INLINE void scatter(const Pair<A>& p, const Lanes<A>& x, F at) {
+  store_vector(at(p.first), p.first.n, x.v[0]);
+  store_vector(at(p.second), p.second.n, x.v[1]);
+}
 
 template <class Cell, class D>
 class ForwardPass {
   using A = State<D>;
+  using L = Lanes<A>;
+  using Two = Pair<A>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
   static constexpr int N2 = Cell::kSecond, N1 = G - N2;
+  // 16-bit h is kept in float too: what meets the weights is rounded, the state is not.
+  static constexpr bool kWide = sizeof(D) != sizeof(A);
 
  public:
   explicit ForwardPass(const SequenceForward& args)
@@ -49,16 +100,13 @@ class ForwardPass {
         P(a.n.P),
         w1(P, H),
         w2(N2 ? H : 0, H),
-        wr(a.weight_hr ? H : 0, a.weight_hr ? ceil_div(P, wr.width) : 0),
-        bias(G * H),
+        wr(a.weight_hr ? H : 0, P),
         states(S * B * H),
         h(2 * B * P),
         operand(N2 || a.weight_hr ? B * H : 0),
         kept(N2 ? B * K * H : 0) {}
 
-  bool allocated() const {
-    return w1.data && w2.data && wr.data && bias && states && h && operand && kept;
-  }
+  bool allocated() const { return w1 && w2 && wr && states && h && operand && kept; }
 
   void run(const Worker& worker) {
     prepare(worker);
@@ -66,23 +114,28 @@ class ForwardPass {
       const int64_t t = a.n.reverse ? T - 1 - i : i;
       const A* before = h.get() + (i % 2) * B * P;
       A* after = h.get() + ((i + 1) % 2) * B * P;
+      const auto units = [&](const Two& pair) FRNN_INLINE {
+        where_alive(
+            a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { step(t, p, before, after); },
+            [&](const Units<A>& u) { past(t, u, before, after); });
+      };
+      const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
+      const auto nothing = [](const Tile<A>&) {};
       if constexpr (N2 > 0) {
-        product(worker, B, before, w1, [&](int64_t b, int64_t panel, const A* c) {
-          first_gates(t, b, panel * w1.units, c);
+        product(worker, B, before, P, w1, fetch, [&](const Tile<A>& tile) {
+          each_pair<N1>(tile, H, [&](const Two& p) FRNN_INLINE { first_gates(t, p, before); });
         });
 #pragma omp barrier
-        product(worker, B, operand.get(), w2, [&](int64_t b, int64_t panel, const A* c) {
-          row(t, b, panel * w2.units, w2.units, before, after, c);
-        });
+        product(worker, B, operand.get(), H, w2, nothing,
+                [&](const Tile<A>& tile) { each_pair<N2>(tile, H, units); });
       } else {
-        product(worker, B, before, w1, [&](int64_t b, int64_t panel, const A* c) {
-          row(t, b, panel * w1.units, w1.units, before, after, c);
-        });
+        product(worker, B, before, P, w1, fetch,
+                [&](const Tile<A>& tile) { each_pair<N1>(tile, H, units); });
       }
       if (a.weight_hr) {
 #pragma omp barrier
-        product(worker, B, operand.get(), wr, [&](int64_t b, int64_t panel, const A* c) {
-          project(t, b, panel * wr.width, before, after, c);
+        product(worker, B, operand.get(), H, wr, nothing, [&](const Tile<A>& tile) {
+          each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE { project(t, p, before, after); });
         });
       }
 #pragma omp barrier
@@ -93,116 +146,127 @@ class ForwardPass {
  private:
   void prepare(const Worker& worker) {
     const D* w = static_cast<const D*>(a.weight_hh);
-    w1.pack_gates(worker, w, 0, H);
-    if constexpr (N2 > 0) w2.pack_gates(worker, w, N1, H);
-    if (const D* r = static_cast<const D*>(a.weight_hr))
-      wr.pack(worker, [=, this](int64_t k, int64_t panel, int c) {
-        const int64_t p = panel * wr.width + c;
-        return p < P ? load(r[p * H + k]) : A(0);
-      });
+    const D* b = static_cast<const D*>(a.bias_hh);
+    w1.pack_transposed(worker, w, b);
+    if constexpr (N2 > 0) w2.pack_transposed(worker, w + N1 * H * P, b ? b + N1 * H : nullptr);
+    if (a.weight_hr) wr.pack_transposed(worker, static_cast<const D*>(a.weight_hr), (const D*)0);
     if (worker.index == 0) {
-      if (const D* b = static_cast<const D*>(a.bias_hh))
-        for (int64_t i = 0; i < G * H; ++i) bias.get()[i] = load(b[i]);
       const D* h0 = static_cast<const D*>(a.h0);
       const D* c0 = static_cast<const D*>(a.c0);
       for (int64_t i = 0; i < B * P; ++i) h.get()[i] = load(h0[i]);
-      if (!a.weight_hr)
+      if (kWide && !a.weight_hr)
         for (int64_t i = 0; i < B * H; ++i) states.get()[i] = load(h0[i]);
       for (int64_t i = 0; i < (S - 1) * B * H; ++i) states.get()[B * H + i] = load(c0[i]);
     }
 #pragma omp barrier
   }
 
-  // Units [j, j + n) of row b at step t, n cut at H; c holds the gates' last product.
-  void row(int64_t t, int64_t b, int64_t j, int units, const A* before, A* after, const A* c) {
-    const int64_t n = H - j < units ? H - j : units;
-    D* y = static_cast<D*>(a.y) + (t * B + b) * P + j;
-    if (!alive(a.lengths, b, t)) {
-      dead(t, b, j, n);
-      if (!a.weight_hr)
-        for (int64_t l = 0; l < n; ++l) {
-          after[b * P + j + l] = before[b * P + j + l];
-          store(y[l], A(0));
-        }
-      return;
+  // Where the numbers of some units lie in a tensor [..., B, width, H], [..., B, H] and [.., B, P].
+  template <class E>
+  auto in(E* row, int width) const {
+    return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * width * H + u.j; };
+  }
+
+  // What the epilogue of a tile will read and write in memory that no step has touched before.
+  void prefetch(int64_t t, const Tile<A>& tile) const {
+    const int64_t j = tile.first * Vector<A>::lanes;
+    for (int64_t b = tile.b; b < tile.b + tile.rows; ++b) {
+      prefetch_rows(static_cast<const D*>(a.gx) + (t * B + b) * G * H + j, G, H, tile.vectors);
+      if (!a.saved) continue;
+      prefetch_rows(static_cast<D*>(a.saved) + (t * B + b) * K * H + j, K, H, tile.vectors);
+      prefetch_rows(static_cast<A*>(a.cells) + (t * (S - 1) * B + b) * H + j, S - 1, B * H,
+                    tile.vectors);
     }
-    const D* gx = static_cast<const D*>(a.gx) + (t * B + b) * G * H + j;
-    const A* bias_j = bias.get() + j;
-    A* state = states.get() + b * H + j;
-    A* old = N2 ? kept.get() + b * K * H + j : nullptr;
-    // Without backward to come, what is saved goes nowhere - by the same instructions, hence with
-    // the same bits in y: a second instance of the loop would round differently.
-    D no_saved[K * Panels<A, 4>::width];
-    A no_cells[S * Panels<A, 4>::width];
-    const int64_t k_stride = a.saved ? H : units, s_stride = a.saved ? B * H : units;
-    D* save = a.saved ? static_cast<D*>(a.saved) + (t * B + b) * K * H + j : no_saved;
-    A* cells = a.saved ? static_cast<A*>(a.cells) + (t * (S - 1) * B + b) * H + j : no_cells;
-    A* to_h = a.weight_hr ? operand.get() + b * H + j : after + b * P + j;
-    const int64_t BH = B * H, H_ = H;
-#pragma omp simd
-    for (int64_t l = 0; l < n; ++l) {
-      A x[G], u[G], s[S], out[S], saved[K];
-      each<G>([&](auto g) FRNN_INLINE {
-        x[g] = load(gx[g * H_ + l]);
-        u[g] = g < N1 && N2 ? A(0) : c[(g - (N2 ? N1 : 0)) * units + l] + bias_j[g * H_ + l];
-      });
-      each<S>([&](auto k) FRNN_INLINE { s[k] = state[k * BH + l]; });
-      if constexpr (N2 > 0) each<K>([&](auto k) FRNN_INLINE { saved[k] = old[k * H_ + l]; });
-      Cell::forward(x, u, s, out, saved);
-      each<S>([&](auto k) FRNN_INLINE { state[k * BH + l] = out[k]; });
-      to_h[l] = rounded<D>(out[0]);
-      each<K>([&](auto k) FRNN_INLINE { store(save[k * k_stride + l], saved[k]); });
-      each<S, 1>([&](auto k) FRNN_INLINE { cells[(k - 1) * s_stride + l] = out[k]; });
+    for (int64_t b = tile.b; b < tile.b + tile.rows && !a.weight_hr; ++b)
+      prefetch_rows(static_cast<D*>(a.y) + (t * B + b) * H + j, 1, 0, tile.vectors);
+  }
+
+  FRNN_INLINE void step(int64_t t, const Two& p, const A* before, A* after) {
+    const D* gx = static_cast<const D*>(a.gx) + t * B * G * H;
+    L x[G], u[G], s[S], out[S], saved[K];
+    each<G>([&](auto g) FRNN_INLINE { x[g] = gather(p, in(gx + g * H, G)); });
+    each<G>([&](auto g) FRNN_INLINE {
+      if constexpr (N2 > 0 && g < N1)
+        u[g] = L(0);
+      else
+        u[g] = gather(p, [&](const Units<A>& q) { return q.c + (g - (N2 ? N1 : 0)) * q.stride; });
+    });
+    each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
+    if constexpr (N2 > 0)
+      each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(kept.get() + k * H, K)); });
+    Cell::forward(x, u, s, out, saved);
+    each<S, !kWide>([&](auto k)
+                        FRNN_INLINE { scatter(p, out[k], in(states.get() + k * B * H, 1)); });
+    const L hidden = rounded<D>(out[0]);
+    if (a.weight_hr) {
+      scatter(p, hidden, in(operand.get(), 1));
+    } else {
+      scatter(p, hidden, in(after, 1));
+      scatter(p, hidden, in(static_cast<D*>(a.y) + t * B * H, 1));
     }
-    if (!a.weight_hr)
-      for (int64_t l = 0; l < n; ++l) store(y[l], to_h[l]);
-    if (a.hidden) {
-      D* hidden = static_cast<D*>(a.hidden) + (t * B + b) * H + j;
-      for (int64_t l = 0; l < n; ++l) store(hidden[l], to_h[l]);
-    }
+    if (a.hidden) scatter(p, hidden, in(static_cast<D*>(a.hidden) + t * B * H, 1));
+    if (!a.saved) return;
+    D* save = static_cast<D*>(a.saved) + t * B * K * H;
+    A* cells = static_cast<A*>(a.cells) + t * (S - 1) * B * H;
+    each<K>([&](auto k) FRNN_INLINE { scatter(p, saved[k], in(save + k * H, K)); });
+    each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, out[k], in(cells + (k - 1) * B * H, 1)); });
   }
 
   // The gates before the second product: leaves its operand.
-  void first_gates(int64_t t, int64_t b, int64_t j, const A* c) {
-    const int64_t n = H - j < w1.units ? H - j : w1.units;
-    const D* gx = static_cast<const D*>(a.gx) + (t * B + b) * G * H + j;
-    const A* bias_j = bias.get() + j;
-    const A* state = states.get() + b * H + j;
-    A* keep = kept.get() + b * K * H + j;
-    A* to = operand.get() + b * H + j;
-    const int64_t BH = B * H, H_ = H;
-#pragma omp simd
-    for (int64_t l = 0; l < n; ++l) {
-      A x[G], u[G] = {}, s[S], saved[K] = {};
-      each<G>([&](auto g) FRNN_INLINE { x[g] = load(gx[g * H_ + l]); });
-      each<N1>([&](auto g) FRNN_INLINE { u[g] = c[g * w1.units + l] + bias_j[g * H_ + l]; });
-      each<S>([&](auto k) FRNN_INLINE { s[k] = state[k * BH + l]; });
-      to[l] = rounded<D>(Cell::operand(x, u, s, saved));
-      each<K>([&](auto k) FRNN_INLINE { keep[k * H_ + l] = saved[k]; });
-    }
+  FRNN_INLINE void first_gates(int64_t t, const Two& p, const A* before) {
+    const D* gx = static_cast<const D*>(a.gx) + t * B * G * H;
+    L x[G], u[G], s[S], saved[K];
+    each<G>([&](auto g) FRNN_INLINE { x[g] = gather(p, in(gx + g * H, G)); });
+    each<N1>([&](auto g) FRNN_INLINE {
+      u[g] = gather(p, [&](const Units<A>& q) { return q.c + g * q.stride; });
+    });
+    each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
+    each<K>([&](auto k) FRNN_INLINE { saved[k] = L(0); });
+    scatter(p, rounded<D>(Cell::operand(x, u, s, saved)), in(operand.get(), 1));
+    each<K>([&](auto k) FRNN_INLINE { scatter(p, saved[k], in(kept.get() + k * H, K)); });
   }
 
-  void project(int64_t t, int64_t b, int64_t j, const A* before, A* after, const A* c) {
-    const bool live = alive(a.lengths, b, t);
-    D* y = static_cast<D*>(a.y) + (t * B + b) * P;
-    for (int64_t p = j; p < P && p < j + wr.width; ++p) {
-      after[b * P + p] = live ? rounded<D>(c[p - j]) : before[b * P + p];
-      store(y[p], live ? after[b * P + p] : A(0));
-    }
+  // With a projection no cell sees h itself.
+  const A* state(int k, const A* before) const {
+    return k || kWide || a.weight_hr ? states.get() + k * B * H : before;
   }
 
-  // A row past its end leaves zeros for backward, which does not read them.
-  void dead(int64_t t, int64_t b, int64_t j, int64_t n) {
+  void project(int64_t t, const Two& p, const A* before, A* after) {
+    const auto at = [&](auto* row) {
+      return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * P + u.j; };
+    };
+    D* y = static_cast<D*>(a.y) + t * B * P;
+    where_alive(
+        a.lengths, t, p,
+        [&](const Two& q) FRNN_INLINE {
+          const L hidden = rounded<D>(gather(q, [](const Units<A>& u) { return u.c; }));
+          scatter(q, hidden, at(after));
+          scatter(q, hidden, at(y));
+        },
+        [&](const Units<A>& u) { rest(u, P, before, after, y); });
+  }
+
+  // Units of a row past its end: the state stays, y is zero.
+  void rest(const Units<A>& u, int64_t width, const A* before, A* after, D* y) {
+    const int64_t i = u.b * width + u.j;
+    std::memcpy(after + i, before + i, u.n * sizeof(A));
+    std::memset(y + i, 0, u.n * sizeof(D));
+  }
+
+  // What such a row saves is zero: backward does not read it.
+  void past(int64_t t, const Units<A>& u, const A* before, A* after) {
+    if (!a.weight_hr) rest(u, H, before, after, static_cast<D*>(a.y) + t * B * H);
     if (!a.saved) return;
-    for (int k = 0; k < K; ++k)
-      std::memset(static_cast<D*>(a.saved) + ((t * B + b) * K + k) * H + j, 0, n * sizeof(D));
-    for (int k = 0; k < S - 1; ++k)
-      std::memset(static_cast<A*>(a.cells) + ((t * (S - 1) + k) * B + b) * H + j, 0, n * sizeof(A));
-    if (a.hidden) std::memset(static_cast<D*>(a.hidden) + (t * B + b) * H + j, 0, n * sizeof(D));
+    const auto clear = [&](auto* row, int width) {
+      std::memset(in(row, width)(u), 0, u.n * sizeof(*row));
+    };
+    for (int k = 0; k < K; ++k) clear(static_cast<D*>(a.saved) + t * B * K * H + k * H, K);
+    for (int k = 0; k < S - 1; ++k) clear(static_cast<A*>(a.cells) + (t * (S - 1) + k) * B * H, 1);
+    if (a.hidden) clear(static_cast<D*>(a.hidden) + t * B * H, 1);
   }
 
   void finish(const Worker& worker) {
-    const A* last = a.weight_hr ? h.get() + (T % 2) * B * P : states.get();
+    const A* last = kWide && !a.weight_hr ? states.get() : h.get() + (T % 2) * B * P;
     for (int64_t i = worker.first(B * P); i < worker.last(B * P); ++i)
       store(static_cast<D*>(a.hn)[i], last[i]);
     const int64_t inner = (S - 1) * B * H;
@@ -212,10 +276,10 @@ class ForwardPass {
 
   const SequenceForward& a;
   const int64_t T, B, H, P;
-  GatePanels<A, N1> w1;
-  GatePanels<A, N2 ? N2 : 1> w2;
-  Panels<A, 4> wr;
-  Buffer<A> bias, states, h, operand, kept;
+  Panels<A, N1> w1;
+  Panels<A, N2 ? N2 : 1> w2;
+  Panels<A, 1> wr;
+  Buffer<A> states, h, operand, kept;
 };
 
 }  // namespace FRNN_ISA

@@ -1,6 +1,8 @@
 // The CPU sequence kernels of every cell and dtype. Compiled once per instruction set (FRNN_ISA).
 #include <omp.h>
 
+#include <cstring>
+
 #include "../cells.h"
 #include "backward.h"
 #include "isa.h"

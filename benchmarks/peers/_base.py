@@ -1,0 +1,69 @@
+"""What a peer is: its record, and the decorator that registers it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import torch
+
+from ..case import Case
+from ..task import Task
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One who is measured.
+
+    Attributes:
+        name: as in tables and after ``--peer``.
+        ops: the operations it has.
+        what: what each timed call computes.
+        build: the adapter, ``build(problem) -> Task``; raises :class:`Unsupported`.
+        needs: the module it is in, or None.
+        get: how to get that.
+        devices: on which types of device it runs.
+        ours: whether it is this package.
+        note: what else a reader must know.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    what: str
+    build: Callable[..., Task] = field(repr=False)
+    needs: str | None = None
+    get: str = ""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    ours: bool = False
+    note: str = ""
+
+    def missing(self) -> str | None:
+        """Why it cannot run on this machine at all, and what would help; None: it can."""
+        if self.needs and find_spec(self.needs) is None:
+            return f"not installed: {self.get}"
+        if self.devices == ("cuda",) and not torch.cuda.is_available():
+            return "needs an NVIDIA GPU, and torch sees none"
+        return None
+
+    def obstacle(self, case: Case) -> str | None:
+        """Why it cannot run this case, or None as far as can be told without building it."""
+        if case.op not in self.ops:
+            return f"has no {case.op}"
+        if case.device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} only"
+        return self.missing()
+
+
+PEERS: dict[str, Peer] = {}
+"""Every peer by its name, in the order in which tables show them."""
+
+
+def peer(name: str, *ops: str, **fields: object) -> Callable:
+    """Register an adapter. ``fields`` are those of :class:`Peer`."""
+
+    def register(build: Callable[..., Task]) -> Callable[..., Task]:
+        if name in PEERS:
+            raise ValueError(f"there are two peers called {name!r}")
+        PEERS[name] = Peer(name, ops, build=build, **fields)
+        return build
+
+    return register

@@ -1,0 +1,121 @@
+"""This package, as users call it."""
+
+import inspect
+
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fusedrnn
+from fusedrnn.cells import CELLS
+
+from ..problems import Sequence, Softmax, our_module, outputs
+from ..task import Results, Task, Unsupported
+from ._base import peer
+
+
+@peer("fusedrnn", "sequence", what="input product, recurrence, all gradients", ours=True)
+def layer(problem: Sequence) -> Task:
+    """The module, with ``lengths=`` or a PackedSequence as the case says."""
+    case = problem.case
+    module = our_module(case, case.torch_dtype)
+    leaves = problem.load(module)
+    x, lengths = leaves["x"], problem.lengths
+    if case.layout == "packed":
+        return Task(lambda: packed(module, x, lengths.cpu()), leaves)
+    return Task(lambda: outputs(module(x, lengths=lengths)), leaves)
+
+
+def packed(module: object, x: Tensor, lengths: Tensor) -> Results:
+    """Pack, run, pad: what a user of PackedSequence pays for each batch."""
+    y, state = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    return outputs((pad_packed_sequence(y, total_length=len(x))[0], state))
+
+
+CELL_MODULES = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn_tanh": "RNNCell"}
+
+
+def decoder(problem: Sequence, package: object) -> Task:
+    """T calls of a cell module of ``package``, one a step."""
+    if problem.case.cell not in CELL_MODULES:
+        raise Unsupported(f"there is no module of one step for {problem.case.cell}")
+    make = getattr(package, CELL_MODULES[problem.case.cell])
+    case = problem.case
+    cell = make(*case.shape[2:], bias=case.bias, device=case.device, dtype=case.torch_dtype)
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in problem.weights.items()})
+    states = len(CELLS[case.cell].states)
+
+    def forward() -> Results:
+        state = None
+        for x in problem.x:
+            state = cell(x, state)
+        state = state if states > 1 else (state,)
+        return dict(zip(("hn", "cn"), (s[None] for s in state), strict=False))
+
+    return Task(forward, {})
+
+
+@peer("fusedrnn cell", "decode", what="T calls of fusedrnn's cell module, no gradients", ours=True)
+def decode(problem: Sequence) -> Task:
+    """One call of the cell a step."""
+    return decoder(problem, fusedrnn)
+
+
+def output_layer(problem: Softmax, kind: str, **options: bool) -> Task:
+    """A HierarchicalSoftmax over one of the problem's trees."""
+    case = problem.case
+    tree = problem.tree(kind)
+    make = fusedrnn.HierarchicalSoftmax
+    if missing := options.keys() - inspect.signature(make).parameters.keys():
+        raise Unsupported(f"this fusedrnn has no {', '.join(missing)}")
+    module = make(case.shape[1], tree, device=case.device, dtype=case.torch_dtype, **options)
+    weight, bias = problem.weights(tree.rows)
+    module.weight.data, module.bias.data = weight, bias
+    leaves = {"x": problem.leaf, "weight": module.weight, "bias": module.bias}
+    x, target = problem.leaf, problem.target
+    passes = {"fwd": 1, "infer": 1, "bwd": 2, "fwdbwd": 3}[case.mode]
+    flops = int(2 * passes * tree.expected_rows * case.shape[1] * case.shape[2])
+    return Task(lambda: {"loss": module(x, target).loss}, leaves, kind=kind, flops=flops)
+
+
+@peer(
+    "fusedrnn two-level",
+    "softmax",
+    what="loss and the gradients of x, weight, bias; 0.6 sqrt(V) classes, square-root binning",
+    ours=True,
+)
+def two_level(problem: Softmax) -> Task:
+    """p(class) p(word | class)."""
+    return output_layer(problem, "two-level")
+
+
+@peer(
+    "fusedrnn Huffman",
+    "softmax",
+    what="loss and the gradients of x, weight, bias; a binary tree",
+    ours=True,
+)
+def huffman(problem: Softmax) -> Task:
+    """The Huffman tree of the words' counts."""
+    return output_layer(problem, "huffman")
+
+
+@peer(
+    "fusedrnn two-level sparse",
+    "softmax",
+    what="as two-level, the gradient of weight with the touched rows alone",
+    ours=True,
+)
+def two_level_sparse(problem: Softmax) -> Task:
+    """With ``sparse_grad=True``."""
+    return output_layer(problem, "two-level", sparse_grad=True)
+
+
+@peer(
+    "fusedrnn Huffman sparse",
+    "softmax",
+    what="as Huffman, the gradient of weight with the touched rows alone",
+    ours=True,
+)
+def huffman_sparse(problem: Softmax) -> Task:
+    """With ``sparse_grad=True``."""
+    return output_layer(problem, "huffman", sparse_grad=True)

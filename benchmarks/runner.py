@@ -1,0 +1,147 @@
+"""Runs a suite: for each case build, verify and warm up every peer, then take samples by turns."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import gpu
+from .base import Base
+from .case import Case
+from .contender import Built, Failure, build, classify
+from .peers import PEERS
+from .problems import problem
+from .progress import Progress
+from .results import Row, Run
+from .suites import BASELINES, GOALS
+from .timing import alternate
+
+
+@dataclass
+class Plan:
+    """What to run.
+
+    Attributes:
+        cases: in order.
+        peers: by operation.
+        seconds: of samples for each contender.
+        twin: whether a second copy of ours takes part.
+        base: another commit of ours, or None.
+    """
+
+    cases: list[Case]
+    peers: dict[str, tuple[str, ...]]
+    seconds: float
+    twin: bool
+    base: Base | None = None
+
+    def rows(self) -> list[Row]:
+        """Every row to come, none of them measured."""
+        rows = []
+        for case in self.cases:
+            names = [n for n in self.peers[case.op] if case.op in PEERS[n].ops]
+            for name in names:
+                goal = GOALS.get((case, name))
+                rows.append(Row(case, name, ours=PEERS[name].ours, goal=goal))
+            ours = [name for name in names if PEERS[name].ours]
+            if self.twin and ours:
+                rows.append(Row(case, ours[0], ours=True, twin=True))
+            if self.base and ours:
+                rows.append(Row(case, f"{ours[0]}@{self.base.ref}", ours=False))
+        return rows
+
+
+def execute(plan: Plan, run: Run, out: Path | None, progress: Progress) -> None:
+    """Measure every row of ``run``, in place; the file is written after each case.
+
+    KeyboardInterrupt ends it between two samples: what was measured stays, the rest is unmeasured.
+    """
+    start = time.perf_counter()
+    groups = list(run.by_case())
+    try:
+        for number, (case, rows) in enumerate(groups):
+            progress.show(f"{case.name}: verifying")
+            measure(case, rows, plan)
+            settle(rows)
+            if out:
+                run.save(out)
+            spent = time.perf_counter() - start
+            left = spent / (number + 1) * (len(groups) - number - 1)
+            progress.advance(case.name, left)
+    finally:
+        progress.close()
+        if out:
+            run.save(out)
+
+
+def measure(case: Case, rows: list[Row], plan: Plan) -> None:
+    """All rows of one case."""
+    if case.device == "cuda" and not torch.cuda.is_available():
+        for row in rows:
+            row.status, row.reason = "unsupported", "the case is on cuda, and torch sees no GPU"
+        return
+    try:
+        of = problem(case)
+    except Exception as error:
+        failure = classify(error)
+        for row in rows:
+            row.status, row.reason = failure.status, failure.reason
+        return
+    timed: list[tuple[Row, Built]] = []
+    for row in rows:
+        try:
+            if plan.base and row.peer.endswith(f"@{plan.base.ref}"):
+                timed.append((row, plan.base.build(row.peer.split("@")[0], case, plan.seconds)))
+            else:
+                timed.append((row, build(row.peer, case, plan.seconds, of)))
+        except Failure as failure:
+            row.status, row.reason = failure.status, failure.reason
+    take(timed, plan)
+    del timed, of
+    gc.collect()
+
+
+def take(timed: list[tuple[Row, Built]], plan: Plan) -> None:
+    """Samples by turns; a contender that fails while timed drops out, and the others start anew."""
+    while timed:
+        failed: list[Row] = []
+
+        def guarded(row: Row, built: Built, failed: list[Row] = failed) -> Callable[[], float]:
+            def sample() -> float:
+                try:
+                    return built.sample()
+                except Exception as error:
+                    failure = classify(error)
+                    row.status, row.reason = failure.status, failure.reason
+                    failed.append(row)
+                    raise
+
+            return sample
+
+        try:
+            samples = alternate([guarded(*pair) for pair in timed], seconds=plan.seconds)
+        except Exception:
+            if not failed:
+                raise
+            timed = [pair for pair in timed if pair[0] is not failed[0]]
+            continue
+        for (row, built), taken in zip(timed, samples, strict=True):
+            row.status, row.samples = "ok", taken
+            row.error, row.bound = built.verdict.error, built.verdict.bound
+            row.peak, row.flops = built.peak, built.flops
+            row.reason = PEERS[row.peer].note if row.peer in PEERS else ""
+            row.device_samples = built.device_samples(plan.seconds)
+            row.condition = gpu.condition() if row.case.device == "cuda" else None
+        return
+
+
+def settle(rows: Iterable[Row]) -> None:
+    """Mark what the others of the case are compared with."""
+    by_peer = {row.peer: row for row in rows if row.status == "ok" and not row.twin}
+    for name in BASELINES[next(iter(rows)).case.op]:
+        if name in by_peer:
+            by_peer[name].baseline = True
+            return

@@ -1,0 +1,202 @@
+"""The suites: lists of cases, who is compared on them, and the goals set. Data alone.
+
+To add a suite, add an entry to ``SUITES``; docs/benchmarks.md shows it.
+"""
+
+from dataclasses import dataclass
+
+from fusedrnn.cells import CELLS
+
+from .case import Case
+
+LAYERS = ("torch.nn", "fusedrnn")
+CELL_LOOPS = ("torch.nn cell", "fusedrnn cell")
+OUTPUT_LAYERS = (
+    "linear+cross_entropy",
+    "AdaptiveLogSoftmax",
+    "gensim",
+    "fusedrnn two-level",
+    "fusedrnn two-level sparse",
+    "fusedrnn Huffman",
+    "fusedrnn Huffman sparse",
+)
+GPU_LAYERS = (
+    *LAYERS,
+    "eager loop",
+    "torch.compile",
+    "FlashRNN",
+    "haste",
+    "TorchRL",
+    "SRU",
+    "sLSTM",
+)
+GPU_OUTPUT_LAYERS = (
+    *OUTPUT_LAYERS,
+    "F.linear_cross_entropy",
+    "compiled linear+cross_entropy",
+    "Cut Cross-Entropy",
+    "Liger",
+    "quack",
+)
+
+BASELINES = {
+    "sequence": ("torch.nn", "eager loop"),
+    "decode": ("torch.nn cell",),
+    "softmax": ("linear+cross_entropy",),
+}
+"""For each operation, what ratios are to: the first of these that ran."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A list of cases.
+
+    Attributes:
+        about: one line.
+        cases: what is measured.
+        peers: who is, by operation.
+        seconds: of samples for each contender of a case.
+        twin: whether a second copy of ours shows the noise.
+    """
+
+    about: str
+    cases: tuple[Case, ...]
+    peers: dict[str, tuple[str, ...]]
+    seconds: float = 0.5
+    twin: bool = True
+
+
+CPU_PEERS = {"sequence": LAYERS, "decode": CELL_LOOPS, "softmax": OUTPUT_LAYERS}
+GPU_PEERS = {"sequence": GPU_LAYERS, "decode": CELL_LOOPS, "softmax": GPU_OUTPUT_LAYERS}
+
+SHAPES = ((64, 1, 64, 64), (64, 16, 128, 128), (35, 20, 200, 200), (35, 20, 650, 650),
+          (128, 64, 512, 512))  # fmt: skip
+TORCH_CELLS = ("gru", "lstm", "rnn_tanh")
+
+
+def _layer(cell: str, shape: tuple[int, ...], mode: str = "fwdbwd", **more: object) -> Case:
+    return Case("sequence", cell, mode, shape, **more)
+
+
+TABLE = tuple(
+    _layer(cell, s, mode) for mode in ("fwdbwd", "infer") for s in SHAPES for cell in TORCH_CELLS
+)
+
+MIDDLE = (35, 20, 200, 200)
+VARIANTS = (
+    _layer("gru_reset_before", MIDDLE),
+    _layer("gru_reset_before", MIDDLE, "infer"),
+    _layer("lstm", MIDDLE, bias=False),
+    *(_layer(c, MIDDLE, layout=l) for c in ("gru", "lstm") for l in ("lengths", "packed")),
+    _layer("lstm", MIDDLE, layers=2, bidirectional=True),
+    *(Case("decode", c, "infer", (256, 1, h, h)) for c in ("lstm", "gru") for h in (64, 256)),
+)
+OUTPUT_SHAPES = ((10_000, 200, 700), (100_000, 512, 1024))  # V, H, N
+OUTPUTS = tuple(Case("softmax", "", "fwdbwd", shape) for shape in OUTPUT_SHAPES)
+CURVES = tuple(
+    _layer(cell, shape)
+    for cell in ("gru", "lstm")
+    for shape in (
+        *((t, 16, 128, 128) for t in (8, 32, 128, 512)),
+        *((64, b, 128, 128) for b in (1, 4, 64)),
+        *((32, 16, h, h) for h in (32, 64, 256, 512, 1024)),
+    )
+)
+
+QUICK = (
+    *(_layer(cell, (6, 3, 8, 16)) for cell in CELLS),
+    *(_layer("gru", (6, 3, 8, 16), mode) for mode in ("fwd", "bwd", "infer")),
+    _layer("lstm", (6, 3, 8, 16), bias=False),
+    _layer("lstm", (5, 3, 8, 16), layers=2, bidirectional=True),
+    *(_layer("gru", (6, 3, 8, 16), layout=layout) for layout in ("lengths", "packed")),
+    *(_layer("lstm", (6, 3, 8, 16), dtype=dtype) for dtype in ("bfloat16", "float16", "float64")),
+    *(Case("decode", cell, "infer", (6, 1, 8, 16)) for cell in ("lstm", "gru", "rnn_tanh")),
+    *(Case("softmax", "", mode, (400, 16, 50)) for mode in ("fwdbwd", "infer")),
+)
+
+FAMILY = tuple(
+    _layer(cell, MIDDLE, mode, **options)
+    for cell in CELLS
+    for mode in ("fwd", "bwd", "fwdbwd", "infer")
+    for options in (
+        {},
+        {"bias": False},
+        {"layers": 2, "bidirectional": True},
+        {"layout": "lengths"},
+    )
+)
+GPU_TABLE = tuple(
+    _layer(cell, shape, mode, device="cuda", dtype=dtype)
+    for dtype in ("bfloat16", "float32")
+    for mode in ("fwdbwd", "infer")
+    for shape in (
+        (1024, 16, 512, 512), (1024, 16, 768, 768), (512, 64, 1024, 1024), (35, 20, 200, 200),
+        (64, 1, 128, 128),
+    )
+    for cell in ("lstm", "gru", "rnn_tanh")
+)  # fmt: skip
+GPU_OUTPUTS = tuple(
+    Case("softmax", "", "fwdbwd", (v, 512, n), device="cuda", dtype=dtype)
+    for dtype in ("bfloat16", "float32")
+    for v, n in ((10_000, 4096), (100_000, 1024), (100_000, 4096), (100_000, 16_384))
+)
+LM = (
+    *(_layer(cell, MIDDLE) for cell in TORCH_CELLS),
+    *(_layer(cell, (35, 20, 650, 650)) for cell in TORCH_CELLS),
+    Case("softmax", "", "fwdbwd", (10_000, 200, 700)),
+    Case("softmax", "", "fwdbwd", (33_000, 200, 700)),
+    Case("decode", "lstm", "infer", (256, 1, 200, 200)),
+)
+
+SUITES = {
+    "quick": Suite(
+        "every op verified at tiny sizes, in seconds", QUICK, CPU_PEERS, seconds=0.01, twin=False
+    ),
+    "cpu": Suite(
+        "what a CPU user gets: layers, variants, decoding, output layers, curves over T, B, H",
+        (*TABLE, *VARIANTS, *OUTPUTS, *(c for c in CURVES if c not in TABLE)),
+        CPU_PEERS,
+    ),
+    "gpu": Suite(
+        "layers on an NVIDIA GPU, with every peer that is installed", GPU_TABLE, GPU_PEERS
+    ),
+    "softmax": Suite(
+        "output layers with every peer, training and inference",
+        tuple(case.on(mode=mode) for mode in ("fwdbwd", "infer") for case in OUTPUTS),
+        GPU_PEERS,
+    ),
+    "softmax-gpu": Suite("output layers on an NVIDIA GPU", GPU_OUTPUTS, GPU_PEERS),
+    "family": Suite(
+        "every cell of the registry, every mode and option", FAMILY, CPU_PEERS, seconds=0.2
+    ),
+    "curves": Suite("time against T, B and H", CURVES, CPU_PEERS),
+    "lm": Suite("the sizes of word-level language models", LM, CPU_PEERS),
+}
+"""Every suite by its name."""
+
+
+def _goals() -> dict[tuple[Case, str], float]:
+    """Ratios to the baseline set as goals for two cores, float32."""
+    train = {
+        "gru": (15, 3, 2.5, 1.6, 1.4),
+        "lstm": (5, 1.3, 1.25, 1.0, 1.2),
+        "rnn_tanh": (6, 2.5, 2, 1.3, 3),
+    }
+    goals = {}
+    for cell, ratios in train.items():
+        for shape, least in zip(SHAPES, ratios, strict=True):
+            goals[_layer(cell, shape), "fusedrnn"] = least
+            goals[_layer(cell, shape, "infer"), "fusedrnn"] = 2.0 if shape[1] == 1 else 1.0
+    small, large = OUTPUT_SHAPES
+    for shape, peer, least in (
+        (large, "fusedrnn two-level", 25),
+        (large, "fusedrnn Huffman", 80),
+        (large, "fusedrnn Huffman sparse", 200),
+        (small, "fusedrnn two-level", 12),
+        (small, "fusedrnn Huffman", 35),
+    ):
+        goals[Case("softmax", "", "fwdbwd", shape), peer] = least
+    return goals
+
+
+GOALS = _goals()

@@ -1,0 +1,74 @@
+"""Before a row is timed it is verified: the error rule of the tests, on the row's own problem.
+
+Against float64, at most twice the error of torch's own operator in the same dtype, plus the floor.
+"""
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .problems import Problem, results
+from .task import Task
+
+
+def _rule() -> object:
+    """tests/exactness.py by its path: a package of someone else's may be called ``tests``."""
+    path = Path(__file__).parent.parent / "tests" / "exactness.py"
+    spec = importlib.util.spec_from_file_location("fusedrnn_exactness", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+rule = _rule()
+EXACT64 = 1e-13  # float64, where nothing is more exact: equal but for the order of sums
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How exact a task is.
+
+    Attributes:
+        error: the largest relative error, in the 2-norm, of its outputs and gradients; None: it
+            returns nothing that could be compared.
+        bound: what the rule allows that one.
+        wrong: what breaks the rule, in words, or None.
+    """
+
+    error: float | None
+    bound: float | None
+    wrong: str | None
+
+
+def verify(task: Task, problem: Problem) -> Verdict:
+    """Run a task once and hold every output and gradient to the rule.
+
+    A peer with a model of its own (``task.truth``) is held to itself in float64: its error is told,
+    and only what is not finite is wrong.
+    """
+    if task.step is not None:
+        task.step()
+        return Verdict(None, None, None)
+    got = results(task, problem)
+    own = task.truth() if task.truth else None
+    truth, yardstick = (own, None) if own else problem.judge(task.kind)
+    worst, wrong = (-1.0, 0.0, math.inf), None
+    for name in got.keys() & truth.keys():
+        error = rule.error(got[name], truth[name])
+        bound = math.inf if own else _bound(rule.error(yardstick[name], truth[name]), problem)
+        if not error <= bound or not math.isfinite(error):
+            wrong = wrong or f"{name}: error {error:.3g}, allowed {bound:.3g}"
+        worst = max(worst, (error / bound if bound else math.inf, error, bound))
+    if not got.keys() & truth.keys():
+        wrong = f"nothing to compare: it returns {', '.join(got) or 'nothing'}"
+    return Verdict(worst[1], worst[2] if math.isfinite(worst[2]) else None, wrong)
+
+
+def _bound(theirs: float, problem: Problem) -> float:
+    dtype = problem.case.torch_dtype
+    if dtype == torch.float64:
+        return EXACT64
+    return 2 * theirs + rule.FLOOR * torch.finfo(dtype).eps
