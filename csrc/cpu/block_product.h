@@ -22,7 +22,8 @@ struct Strided {
 };
 
 template <int R, int C, class A>
-inline void multiply_tile(Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c, int64_t ldc) {
+inline void multiply_tile(Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c, int64_t ldc,
+                          bool add) {
   typedef typename Vector<A>::type Vec;
   constexpr int lanes = Vector<A>::lanes;
   Vec acc[R][C] = {};
@@ -36,30 +37,32 @@ inline void multiply_tile(Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < C; ++v) {
-      Vec sum;
-      std::memcpy(&sum, c + r * ldc + v * lanes, kVectorBytes);
-      sum += acc[r][v];
+      Vec sum = acc[r][v];
+      if (add) {
+        std::memcpy(&sum, c + r * ldc + v * lanes, kVectorBytes);
+        sum += acc[r][v];
+      }
       std::memcpy(c + r * ldc + v * lanes, &sum, kVectorBytes);
     }
 }
 
 template <int R, int C, class A>
 inline void multiply_rows(int64_t rows, Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c,
-                          int64_t ldc) {
+                          int64_t ldc, bool add) {
   for (; rows >= R; rows -= R, a.data += R * a.row, c += R * ldc)
-    multiply_tile<R, C>(a, b, ldb, n, c, ldc);
-  if constexpr (R > 1) multiply_rows<R / 2, C>(rows, a, b, ldb, n, c, ldc);
+    multiply_tile<R, C>(a, b, ldb, n, c, ldc, add);
+  if constexpr (R > 1) multiply_rows<R / 2, C>(rows, a, b, ldb, n, c, ldc, add);
 }
 
-// C[rows, vectors] += A[rows, n] B[n, vectors]
+// C[rows, vectors] += A[rows, n] B[n, vectors], or = where not to add.
 template <class A>
 inline void multiply(int64_t rows, int64_t vectors, int64_t n, Strided<A> a, const A* b,
-                     int64_t ldb, A* c, int64_t ldc) {
+                     int64_t ldb, A* c, int64_t ldc, bool add = true) {
   constexpr int step = kTileVectors * Vector<A>::lanes;
   for (; vectors >= 3; vectors -= 3, b += step, c += step)
-    multiply_rows<kTileRows, 3>(rows, a, b, ldb, n, c, ldc);
-  if (vectors == 2) multiply_rows<kTileRows, 2>(rows, a, b, ldb, n, c, ldc);
-  if (vectors == 1) multiply_rows<kTileRows, 1>(rows, a, b, ldb, n, c, ldc);
+    multiply_rows<kTileRows, 3>(rows, a, b, ldb, n, c, ldc, add);
+  if (vectors == 2) multiply_rows<kTileRows, 2>(rows, a, b, ldb, n, c, ldc, add);
+  if (vectors == 1) multiply_rows<kTileRows, 1>(rows, a, b, ldb, n, c, ldc, add);
 }
 
 template <class A>

@@ -144,12 +144,18 @@ class SoftmaxBackwardPass {
     const int64_t r = t.row - t.visit->row;
     if (dweight) {
       const int64_t vectors = (H + lanes - 1) / lanes;
-      for (int64_t i = 0; i < t.rows; ++i) std::memset(sum + i * ld, 0, ld * sizeof(A));
+      // Into the tensor itself where a row is a number of whole vectors.
+      const bool direct = std::is_same_v<D, A> && H % lanes == 0;
+      A* out = direct ? reinterpret_cast<A*>(dweight) : sum;
+      const int64_t stride = direct ? H : ld;
+      bool add = false;
       panels(*t.visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
         multiply(t.rows, vectors, count, Strided<A>{g + r * width, width, 1}, xs.get() + token * ld,
-                 ld, sum, ld);
+                 ld, out, stride, add);
+        add = true;
       });
-      for (int64_t i = 0; i < t.rows; ++i) store_row(sum + i * ld, H, dweight + i * H);
+      if (!direct)
+        for (int64_t i = 0; i < t.rows; ++i) store_row(sum + i * ld, H, dweight + i * H);
     }
     if (dbias)
       for (int64_t i = 0; i < t.rows; ++i) store(dbias[i], bias_grad(*t.visit, r + i));

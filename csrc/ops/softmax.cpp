@@ -3,7 +3,7 @@
 #include <tuple>
 
 #include "../cpu/softmax_plan.h"
-#include "common.h"
+#include "large.h"
 
 namespace fusedrnn {
 namespace {
@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
   fits(planner, saved);
   const int64_t R = sparse ? planner.rows() : n.R;
   Tensor dinput = allocate(input, {need_input ? n.N : 0, n.H});
-  Tensor dweight = allocate(weight, {need_weight ? R : 0, n.H});
+  Tensor dweight = allocate_large(weight, need_weight ? R : 0, n.H);
   Tensor dbias = allocate(weight, {need_bias ? R : 0});
   Tensor rows = allocate(target, {sparse ? R : 0});
   if (sparse) planner.rows(static_cast<int64_t*>(rows.mutable_data_ptr()));
