@@ -21,9 +21,10 @@ struct Strided {
   int64_t row, column;
 };
 
+// Not inlined: the strides of R rows fill the registers, and would be reloaded in every step.
 template <int R, int C, class A>
-inline void multiply_tile(Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c, int64_t ldc,
-                          bool add) {
+__attribute__((noinline)) void multiply_tile(Strided<A> a, const A* b, int64_t ldb, int64_t n, A* c,
+                                             int64_t ldc, bool add) {
   typedef typename Vector<A>::type Vec;
   constexpr int lanes = Vector<A>::lanes;
   Vec acc[R][C] = {};
