@@ -1,6 +1,6 @@
 """Layers, directions, lengths and packing: the one road from a module to the sequence op."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from . import ops
 from .cells import Cell
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """The parameters of one direction of one layer, in torch.nn's shapes."""
 
     weight_ih: Tensor  # [G*H, I]
@@ -23,8 +22,7 @@ class Weights:
 
     def to(self, dtype: torch.dtype) -> "Weights":
         """The same in another dtype (autocast)."""
-        fields = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
-        return Weights(*(None if t is None else t.to(dtype) for t in fields))
+        return Weights(*(None if t is None else t.to(dtype) for t in self))
 
 
 def run(
