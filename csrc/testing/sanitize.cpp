@@ -1,0 +1,225 @@
+// Runs every CPU kernel over sizes across its tile borders, on buffers that are exactly as long as
+// they must be, with one to three threads: what tools/sanitize.py builds with a sanitizer. It also
+// compares the bits of the runs; numbers are the affair of tests/.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../cells.h"
+#include "../cpu/softmax_plan.h"
+#include "../cpu/types.h"
+
+namespace fusedrnn {
+inline namespace FRNN_ISA {
+const SequenceKernels* sequence_kernels(const char* cell);
+const char* softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);
+const char* softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&);
+}  // namespace FRNN_ISA
+}  // namespace fusedrnn
+
+using namespace fusedrnn;
+
+namespace {
+
+std::mt19937 generator;  // begins anew with every run
+constexpr DType kTypes[] = {DType::f64, DType::f32, DType::bf16, DType::f16};
+int runs = 0;
+
+size_t width(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
+DType wide(DType type) { return type == DType::f64 ? type : DType::f32; }
+
+void complain(const std::string& what) {
+  std::printf("FAILED: %s\n", what.c_str());
+  std::exit(1);
+}
+
+// A tensor on the heap, without a byte to spare.
+class Array {
+ public:
+  Array(DType type, int64_t count, bool random = false)
+      : bytes_(count * width(type)), data_(new char[bytes_]) {
+    std::memset(data_.get(), 0xff, bytes_);  // NaN in every type
+    if (!random) return;
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = float(generator()) / 4294967296.0f - 0.5f;
+      if (type == DType::f64) reinterpret_cast<double*>(data_.get())[i] = x;
+      if (type == DType::f32) reinterpret_cast<float*>(data_.get())[i] = x;
+      if (type == DType::bf16) store(reinterpret_cast<bf16*>(data_.get())[i], x);
+      if (type == DType::f16) store(reinterpret_cast<f16*>(data_.get())[i], x);
+    }
+  }
+  void* get() const { return data_.get(); }
+  bool operator==(const Array& other) const {
+    return bytes_ == other.bytes_ && !std::memcmp(data_.get(), other.data_.get(), bytes_);
+  }
+
+ private:
+  size_t bytes_;
+  std::unique_ptr<char[]> data_;
+};
+
+struct Case {
+  int64_t T, B, H, P;  // P 0: no projection
+  bool lengths, reverse, bias;
+};
+
+// Enough work a step for several threads, and too little; sizes on both sides of vectors, tiles,
+// panels.
+constexpr Case kCases[] = {
+    {1, 1, 1, 0, false, false, true},   {1, 1, 200, 0, false, false, true},
+    {3, 7, 7, 0, true, true, true},     {3, 33, 33, 0, false, false, false},
+    {3, 9, 67, 0, true, false, true},   {2, 65, 48, 0, false, true, true},
+    {4, 16, 128, 0, true, true, false}, {3, 34, 64, 32, false, false, true},
+    {3, 20, 96, 33, true, true, false}, {1, 5, 130, 40, false, false, true},
+};
+
+// All that one forward and backward leave behind.
+template <class Cell>
+std::vector<Array> run_sequence(const Case& c, DType type, int threads, bool save) {
+  constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
+  const int64_t T = c.T, B = c.B, H = c.H, P = c.P ? c.P : c.H;
+  generator.seed(3);
+  std::vector<int64_t> lengths;
+  for (int64_t b = 0; c.lengths && b < B; ++b) lengths.push_back(generator() % (T + 1));
+  const auto random = [&](int64_t count) { return Array(type, count, true); };
+  const Array gx = random(T * B * G * H), w = random(G * H * P), bias = random(G * H);
+  const Array wr = random(P * H), h0 = random(B * P), c0 = random((S - 1) * B * H);
+  const Array dy = random(T * B * P), dhn = random(B * P), dcn = random((S - 1) * B * H);
+  std::vector<Array> out;
+  for (int64_t count : {T * B * P, B * P, (S - 1) * B * H}) out.emplace_back(type, count);
+  const Array saved(type, T * B * K * H), cells(wide(type), T * (S - 1) * B * H);
+  const Array hidden(type, T * B * H);
+  const SequenceKernels* kernels = sequence_kernels(Cell::kName);
+  SequenceForward f{};
+  f.n = {T, B, H, P, type, c.reverse, threads};
+  f.gx = gx.get(), f.weight_hh = w.get(), f.bias_hh = c.bias ? bias.get() : nullptr;
+  f.weight_hr = c.P ? wr.get() : nullptr, f.h0 = h0.get(), f.c0 = c0.get();
+  f.lengths = c.lengths ? lengths.data() : nullptr;
+  f.y = out[0].get(), f.hn = out[1].get(), f.cn = out[2].get();
+  if (save) f.saved = saved.get(), f.cells = cells.get();
+  if (save && c.P) f.hidden = hidden.get();
+  if (const char* wrong = kernels->forward(f, nullptr, nullptr)) complain(wrong);
+  ++runs;
+  if (!save) return out;
+  SequenceBackward b{};
+  b.n = f.n;
+  b.dy = dy.get(), b.dhn = dhn.get(), b.dcn = dcn.get(), b.y = f.y, b.h0 = f.h0, b.c0 = f.c0;
+  b.weight_hh = f.weight_hh, b.weight_hr = f.weight_hr, b.lengths = f.lengths;
+  b.saved = f.saved, b.cells = f.cells;
+  for (int64_t count : {T * B * D * H, B * P, (S - 1) * B * H, c.P ? T * B * P : 0})
+    out.emplace_back(type, count);
+  b.grads = out[3].get(), b.dh0 = out[4].get(), b.dc0 = out[5].get();
+  b.dh = c.P ? out[6].get() : nullptr;
+  if (const char* wrong = kernels->backward(b, nullptr, nullptr)) complain(wrong);
+  ++runs;
+  return out;
+}
+
+template <class Cell>
+void sequences() {
+  for (const Case& c : kCases)
+    for (DType type : kTypes) {
+      if (c.P && Cell::kSecond) continue;  // such cells take no projection
+      const auto expected = run_sequence<Cell>(c, type, 1, true);
+      for (int threads : {2, 3})
+        if (!(run_sequence<Cell>(c, type, threads, true) == expected))
+          complain(std::string(Cell::kName) + ": the bits depend on the threads");
+      for (int threads : {1, 3}) {
+        const auto inferred = run_sequence<Cell>(c, type, threads, false);
+        for (size_t i = 0; i < inferred.size(); ++i)
+          if (!(inferred[i] == expected[i]))
+            complain(std::string(Cell::kName) + ": saving for backward changes bits");
+      }
+    }
+}
+
+// A tree of `words` leaves whose nodes have up to `arity` branches each; 2: binary nodes of one
+// row.
+class Hierarchy {
+ public:
+  Hierarchy(int64_t words, int64_t arity) : words_(words), arity_(arity) {
+    for (int64_t w = 0; w < words; ++w) leaf_rank_.push_back((w * 7 + 3) % words);
+    add(0, words);
+    rows_.push_back(next_row_), branches_.push_back(int64_t(leaf_.size()));
+  }
+  SoftmaxTree tree() const {
+    return {words_,       int64_t(rows_.size()) - 1, rows_.back(), leaf_rank_.data(),
+            rows_.data(), branches_.data(),          leaf_.data(), node_.data()};
+  }
+
+ private:
+  // The node above leaves [begin, end), and all below it, in preorder.
+  int64_t add(int64_t begin, int64_t end) {
+    const int64_t index = int64_t(rows_.size());
+    const int64_t n = end - begin < arity_ ? end - begin : arity_;
+    rows_.push_back(next_row_), branches_.push_back(int64_t(leaf_.size()));
+    next_row_ += n == 2 ? 1 : n;
+    const int64_t first = int64_t(leaf_.size());
+    for (int64_t i = 0; i < n; ++i)
+      leaf_.push_back(begin + (end - begin) * i / n), node_.push_back(-1);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t a = begin + (end - begin) * i / n, b = begin + (end - begin) * (i + 1) / n;
+      if (b - a > 1) node_[first + i] = add(a, b);
+    }
+    return index;
+  }
+
+  const int64_t words_, arity_;
+  int64_t next_row_ = 0;
+  std::vector<int64_t> leaf_rank_, rows_, branches_, leaf_, node_;
+};
+
+std::vector<Array> run_softmax(const SoftmaxTree& tree, int64_t N, int64_t H, DType type,
+                               int threads, bool sparse) {
+  generator.seed(5);
+  std::vector<int64_t> target;
+  for (int64_t i = 0; i < N; ++i) target.push_back(generator() % tree.words);
+  const SoftmaxPlanner planner(tree, target.data(), N);
+  const Array input(type, N * H, true), weight(type, tree.rows * H, true);
+  const Array bias(type, tree.rows, true), grad(wide(type), N, true);
+  const Array saved(wide(type), planner.saved());
+  std::vector<Array> out;
+  out.emplace_back(wide(type), N);
+  const SoftmaxSizes n{N, H, tree.rows, type, threads};
+  const SoftmaxForward f{n, input.get(), weight.get(), bias.get(), out[0].get(), saved.get()};
+  if (const char* wrong = softmax_forward(f, planner.plan())) complain(wrong);
+  const int64_t rows = sparse ? planner.rows() : tree.rows;
+  for (int64_t count : {N * H, rows * H, rows}) out.emplace_back(type, count);
+  const SoftmaxBackward b{n,      grad.get(),   input.get(),  weight.get(), saved.get(),
+                          sparse, out[1].get(), out[2].get(), out[3].get()};
+  if (const char* wrong = softmax_backward(b, planner.plan())) complain(wrong);
+  runs += 2;
+  return out;
+}
+
+void softmaxes() {
+  for (int64_t arity : {2, 3, 20, 500})
+    for (int64_t words : {2, 41, 300}) {
+      const Hierarchy hierarchy(words, arity);
+      for (int64_t N : {1, 150})
+        for (int64_t H : {1, 40, 65})
+          for (DType type : kTypes)
+            for (bool sparse : {false, true}) {
+              const auto expected = run_softmax(hierarchy.tree(), N, H, type, 1, sparse);
+              for (int threads : {2, 3})
+                if (!(run_softmax(hierarchy.tree(), N, H, type, threads, sparse) == expected))
+                  complain("softmax: the bits depend on the threads");
+            }
+    }
+}
+
+}  // namespace
+
+int main() {
+#define X(...) sequences<__VA_ARGS__>();
+  FRNN_FOR_EACH_CELL(X)
+#undef X
+  std::printf("%d sequence kernel runs", runs);
+  runs = 0;
+  softmaxes();
+  std::printf(", %d softmax kernel runs\n", runs);
+}
