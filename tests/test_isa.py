@@ -1,6 +1,7 @@
 """Every instruction set that the library was compiled for, on a machine that has it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from fusedrnn import _native
 
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 pytestmark = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
 NEEDS = {"portable": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512vl"}}
 
@@ -18,7 +20,7 @@ def run(isa, *command):
     return subprocess.run(
         [sys.executable, *command],
         env={**os.environ, "FUSEDRNN_CPU_ISA": isa},
-        cwd=TESTS.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -30,10 +32,28 @@ def machine_flags():
     return {f for line in lines if line.startswith("flags") for f in line.split()}
 
 
-@pytest.mark.parametrize("isa", NEEDS)
-def test_the_ops_are_right_with(isa):
+def needs(isa):
     if missing := NEEDS[isa] - machine_flags():
         pytest.skip(f"this machine has no {', '.join(sorted(missing))}")
+
+
+@pytest.mark.parametrize("isa", NEEDS)
+def test_errors_of_the_activations_in_ulp(isa, tmp_path):
+    """Over every float32 where they are more than their argument or a constant, as compiled."""
+    needs(isa)
+    flags = re.search(rf"CPU_FLAGS_{isa} (.*)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+    flags += ["-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", f"-DFRNN_ISA={isa}"]
+    source, program = ROOT / "csrc" / "testing" / "ulps.cpp", tmp_path / "ulps"
+    subprocess.run(["g++", *flags, source, "-o", program, "-pthread"], check=True)
+    lines = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split("\n")
+    worst = [(name, float(ulps)) for name, ulps, _ in map(str.split, lines[:-1])]
+    assert [name for name, _ in worst] == ["tanh", "sigmoid", "sigmoid"]
+    assert all(ulps <= 3.0 for _, ulps in worst), worst
+
+
+@pytest.mark.parametrize("isa", NEEDS)
+def test_the_ops_are_right_with(isa):
+    needs(isa)
     assert isa in _native.build_info()["cpu_compiled"].split(", ")
     picked = "cpu and (test_equals_reference or test_equals_torch and float32)"
     files = [str(TESTS / f) for f in ("test_sequence.py", "test_modules.py", "test_softmax.py")]
@@ -51,5 +71,5 @@ def test_an_unknown_one_is_refused():
 def test_an_unknown_backend_in_the_environment_is_refused():
     env = {**os.environ, "FUSEDRNN_BACKEND": "gpu"}
     command = [sys.executable, "-c", "import fusedrnn"]
-    done = subprocess.run(command, env=env, cwd=TESTS.parent, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and "FUSEDRNN_BACKEND is 'gpu'; it must be one of" in done.stderr
