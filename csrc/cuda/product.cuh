@@ -12,18 +12,20 @@
 //
 //   Weights::rows   w_s(g, n, k) = w_s[g * units + n, k]     forward: k is contiguous
 //   Weights::cols   w_s(0, n, k) = w_s[k, n]                 backward: n is contiguous
+//
+// The tile is the planner's (csrc/plan.h).
 #pragma once
+#include "../plan.h"
 #include "device.cuh"
 
 namespace fusedrnn {
 namespace cuda {
 
-constexpr int kThreads = 128, kRows = 32, kUnits = 16, kDepth = 32;
+constexpr int kThreads = StepwiseTile::kThreads, kRows = StepwiseTile::kRows;
+constexpr int kUnits = StepwiseTile::kUnits, kDepth = StepwiseTile::kDepth;
 
-// CTAs that an SM must be able to hold, so that 168 registers a thread are the limit, 255 in
-// double.
 template <class Data>
-constexpr int kCtas = sizeof(Wide<Data>) == 8 ? 2 : 3;
+constexpr int kCtas = StepwiseTile::ctas_per_sm(sizeof(Wide<Data>));
 
 enum class Weights { rows, cols };
 
@@ -38,9 +40,6 @@ struct Term {
 struct Place {
   int64_t rows, units, row0, unit0;
 };
-inline int64_t tiles(int64_t rows, int64_t units) {
-  return ceil_div(rows, kRows) * ceil_div(units, kUnits);
-}
 __device__ inline Place place(int64_t rows, int64_t units) {
   const int64_t across = (units + kUnits - 1) / kUnits;
   return {rows, units, blockIdx.x / across * kRows, blockIdx.x % across * kUnits};
@@ -143,6 +142,7 @@ struct Product {
     Tiles tiles;
     W sums[kSplits][kGates][kRows][kUnits];
   };
+  static_assert(sizeof(Shared) == StepwiseTile::shared(kGates, sizeof(W), kByRows), "");
 
   // Threads of a warp differ in rows and units, warps also in their share of k.
   static __device__ int my_split() { return threadIdx.x / (kRowThreads * kUnitThreads); }
