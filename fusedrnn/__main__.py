@@ -111,10 +111,7 @@ def gpus() -> Iterator[tuple[str, str]]:
         return
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
-        code = _native.cuda_code((major, minor))
-        if code is None:
-            arch = f"FUSEDRNN_ARCHS={10 * major + minor}"
-            code = f"the library has no code for it; rebuild with FUSEDRNN_CUDA=on {arch}"
+        code = _native.cuda_code((major, minor)) or _native.missing_code((major, minor))
         yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}: {code}"
 
 

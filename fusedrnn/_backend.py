@@ -6,7 +6,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
+
+import torch
 
 from . import _native
 
@@ -59,6 +62,20 @@ def backend(name: str) -> Iterator[None]:
         _current = before
 
 
+@torch.compiler.assume_constant_result
+def _uncovered() -> str | None:
+    """Why the library's CUDA kernels cannot run on torch's current GPU, or None."""
+    return _no_code(torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+
+@cache
+def _no_code(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if reason := _native.missing_code(capability):
+        return f"the GPU is sm_{capability[0]}{capability[1]}, and {reason}"
+    return None
+
+
 def obstacle(name: str, device: str) -> str | None:
     """Why backend ``name`` cannot run on this type of device at all, or None."""
     if name == "reference":
@@ -70,7 +87,7 @@ def obstacle(name: str, device: str) -> str | None:
             return _native.MISSING
         if name == "cuda" and not _native.HAS_CUDA:
             return "the native library was built without CUDA kernels (see `python -m fusedrnn`)"
-        return None
+        return _uncovered() if name == "cuda" else None
     if not _HAS_TRITON:
         return "triton is not installed (pip install triton)"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -69,3 +69,11 @@ def cuda_code(capability: tuple[int, int]) -> str | None:
     if archs and archs[-1].isdigit() and int(archs[-1]) <= 10 * major + minor:
         return f"PTX of compute_{archs[-1]}"
     return None
+
+
+def missing_code(capability: tuple[int, int]) -> str | None:
+    """That no CUDA code is there for a GPU of this compute capability, and the fix; None: it is."""
+    if cuda_code(capability):
+        return None
+    arch = f"{capability[0]}{capability[1]}"
+    return f"the library has no code for it; rebuild with FUSEDRNN_CUDA=on FUSEDRNN_ARCHS={arch}"
