@@ -36,9 +36,10 @@ Each row stands for every cell: {cells}.
 
 - **host**: the CUDA source itself, compiled by g++ with every CUDA thread as a fiber, against
   float64 under the error rule (`tests/test_cuda_host.py`): every option, sizes across every tile
-  border, random orders of threads and CTAs, NaN around every buffer. It cannot show what a GPU's
-  memory system, scheduler or compiler does.
-- **compiled**: stepwise CUDA for sm_80, sm_90a, sm_100 and sm_120, no register spilled
+  border, random orders of threads and CTAs, NaN around every buffer. What tensor cores do is done
+  lane by lane, as the instructions define it. It cannot show what a GPU's memory system, scheduler
+  or compiler does.
+- **compiled**: stepwise CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, no register spilled
   ([kernel-table.md](kernel-table.md), `tests/test_cuda_compile.py`); Triton offline for the
   architectures named in `tests/test_triton_compile.py`.
 - **interpreter**: Triton's own, on the CPU (`tests/test_triton.py`).

@@ -22,6 +22,7 @@ inline const std::vector<GpuDevice>& known_devices() {
       {"4090", "NVIDIA GeForce RTX 4090", 89, 128, 0, 1, 99 * k, 100 * k, 1536, 128, 2, 512, 2.52},
       {"5090", "NVIDIA GeForce RTX 5090", 120, 170, 11, 8, 99 * k, 100 * k, 1536, 128, 2, 512,
        2.41},
+      {"t4", "NVIDIA T4", 75, 40, 0, 1, 64 * k, 64 * k, 1024, 64, 2, 512, 1.59},
   };
   return devices;
 }

@@ -54,24 +54,25 @@ const char* name_of(SequenceKernel kernel) {
 
 Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
   using Tile = StepwiseTile;
-  const int wide = p.dtype == DType::f64 ? 8 : 4;
-  const int fma = wide == 8 ? d.fma64 : d.fma32;
+  const int item = item_size(p.dtype), depth = Tile::depth(item);
+  const bool tensor_cores = item == 2 && d.arch >= 80;
+  const int fma = tensor_cores ? d.mma16 : item == 8 ? d.fma64 : d.fma32;
   Plan plan{SequenceKernel::stepwise};
-  plan.rows = Tile::kRows, plan.units = Tile::kUnits, plan.depth = Tile::kDepth;
+  plan.rows = Tile::kRows, plan.units = Tile::kUnits, plan.depth = depth;
   plan.threads = Tile::kThreads;
-  plan.ctas_per_sm = Tile::ctas_per_sm(wide);
+  plan.ctas_per_sm = Tile::ctas_per_sm(item);
   const int registers = kRegistersPerSm / (Tile::kThreads * plan.ctas_per_sm) / 8 * 8;
   plan.registers = std::min(kRegistersPerThread, registers);
   const auto launches = launches_of_a_step(p);
   for (const Launch& l : launches) {
     const int64_t ctas = Tile::ctas(p.B, l.units);
     plan.ctas = std::max(plan.ctas, ctas);
-    plan.shared = std::max(plan.shared, Tile::shared(l.gates, wide, !p.backward));
+    plan.shared = std::max(plan.shared, Tile::shared(l.gates, item, !p.backward));
     const int64_t rounds = ceil_div(ctas, int64_t(d.sms) * plan.ctas_per_sm);
     plan.rounds = std::max(plan.rounds, rounds);
     const int64_t beside = std::min<int64_t>(plan.ctas_per_sm, ceil_div(ctas, d.sms));
-    const double tile = double(Tile::kRows) * Tile::kUnits * l.gates * Tile::kDepth * beside / fma;
-    const double tiles = double(l.terms) * ceil_div(l.depth, Tile::kDepth);
+    const double tile = double(Tile::kRows) * Tile::kUnits * l.gates * depth * beside / fma;
+    const double tiles = double(l.terms) * ceil_div(l.depth, depth);
     const double clocks = tiles * std::max(tile, kTileClocks) + kEpilogueClocks;
     plan.us_per_step += kLaunchUs + rounds * clocks / (d.ghz * 1e3);
   }
@@ -81,7 +82,7 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
   plan.launches = p.directions * (p.T * int64_t(launches.size()) + (p.backward ? 1 : 0));
   std::ostringstream reason;
   reason << "serves every size and type; " << plan.ctas << " CTAs on " << d.sms << " SMs that hold "
-         << plan.ctas_per_sm << " each";
+         << plan.ctas_per_sm << " each; " << (tensor_cores ? "tensor cores" : "multiply-adds");
   plan.reason = reason.str();
   return plan;
 }

@@ -78,23 +78,26 @@ Plan plan_cluster(const PlanProblem&, const GpuDevice&);
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
 
-// The tile of the stepwise kernels. csrc/cuda/product.cuh is written for it and takes it from here.
+// The tile of the stepwise kernels, by the bytes of one element. csrc/cuda/product.cuh is written
+// for it and takes it from here.
 struct StepwiseTile {
-  static constexpr int kThreads = 128, kRows = 32, kUnits = 16, kDepth = 32;
-  // CTAs that an SM must be able to hold (__launch_bounds__), by the size of an accumulator. That
-  // leaves 168 registers a thread, 255 in double.
-  static constexpr int ctas_per_sm(int wide) { return wide == 8 ? 2 : 3; }
+  static constexpr int kThreads = 128, kRows = 32, kUnits = 16;
+  static constexpr int depth(int item) { return item == 2 ? 64 : 32; }
+  // CTAs that an SM must be able to hold (__launch_bounds__). That leaves 168 registers a thread,
+  // 255 in double.
+  static constexpr int ctas_per_sm(int item) { return item == 8 ? 2 : 3; }
   static constexpr int64_t ctas(int64_t rows, int64_t units) {
     return (rows + kRows - 1) / kRows * ((units + kUnits - 1) / kUnits);
   }
   // Bytes of shared memory: both tiles, or afterwards the sums that threads share. `split`: how
   // many threads share one sum, since one or two gates leave some free.
-  static constexpr int shared(int gates, int wide, bool by_rows) {
-    const int pad = 16 / wide, split = gates == 1 ? 4 : gates == 2 ? 2 : 1;
-    const int a = kRows * (kDepth + pad);
-    const int w = by_rows ? gates * kUnits * (kDepth + pad) : kDepth * kUnits;
-    const int sums = split * gates * kRows * kUnits;
-    return (a + w > sums ? a + w : sums) * wide;
+  static constexpr int shared(int gates, int item, bool by_rows) {
+    const int pad = 16 / item, split = gates == 1 ? 4 : gates == 2 ? 2 : 1;
+    const int a = kRows * (depth(item) + pad);
+    const int w = by_rows ? gates * kUnits * (depth(item) + pad)
+                          : depth(item) * (kUnits + (item == 2 ? pad : 0));
+    const int sums = split * gates * kRows * kUnits * (item == 8 ? 8 : 4);
+    return (a + w) * item > sums ? (a + w) * item : sums;
   }
 };
 

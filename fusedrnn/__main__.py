@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device",
         default=planner.HERE,
         metavar="NAME",
-        help="a card by name (a100, h100, h200, b200, l4, 4090, 5090), or 'here': torch's own",
+        help="a card by name (a100, h100, h200, b200, l4, 4090, 5090, t4), or 'here': torch's own",
     )
     return parser
 
