@@ -6,7 +6,8 @@ The error rule is that of the tests (verify.py). The same call three times must 
 import os
 import re
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TooLate
 from multiprocessing import get_context
 
 import torch
@@ -68,7 +69,10 @@ def judged(got: Results, of: Sequence) -> dict[str, tuple[float, float, str]]:
 def check(kernel: str, case: Case, backend: str) -> list[dict[str, object]]:
     """One case: two entries, forward and backward."""
     about = {"kernel": kernel, "cell": case.cell, "dtype": case.dtype, "case": case.name}
+    before = torch.backends.cudnn.rnn.fp32_precision
     try:
+        # The yardstick is torch's operator in float32: cuDNN's own choice would be tf32.
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
         of = problem(case)
         task = PEERS["fusedrnn"].build(of)
 
@@ -83,6 +87,8 @@ def check(kernel: str, case: Case, backend: str) -> list[dict[str, object]]:
     except Exception as error:
         failed = {"status": "failed", "reason": classify(error).reason}
         return [about | {"direction": d} | failed for d in ("forward", "backward")]
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
     return [
         about
         | {"direction": direction, "status": "ok" if error <= bound and same else "wrong"}
@@ -124,8 +130,11 @@ def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) 
         for job in run.in_time(jobs):
             try:
                 run.add_all(job.result(timeout=run.left))
-            except TimeoutError:
+            except TooLate:
                 continue  # in_time says how many were left out
+            except BrokenExecutor as error:
+                run.add(status="failed", reason=f"a process died and took the rest along: {error}")
+                break
         pool.shutdown(wait=False, cancel_futures=True)
 
 

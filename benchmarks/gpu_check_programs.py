@@ -100,11 +100,11 @@ def sanitized(code: int, text: str) -> dict[str, object]:
     return {"status": "ok", "errors": 0}
 
 
-def suite(run: gpu_check.Run, name: str, *dry: str) -> None:
-    """``python -m benchmarks run`` of a suite; each row that it kept is an entry."""
-    out = run.folder / f"suite-{name}.json"
+def suite(run: gpu_check.Run, *options: str) -> None:
+    """``python -m benchmarks run`` with these options; each row that it kept is an entry."""
+    out = run.folder / f"suite-{run.record.part}.json"
     command = [sys.executable, "-m", "benchmarks", "run", "--out", str(out), "--seconds", "0.1"]
-    command += dry if run.dry else ["--suite", name, "--device", "cuda"]
+    command += [*options, "--device", run.device]
     reason = ""
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -137,11 +137,22 @@ def suite(run: gpu_check.Run, name: str, *dry: str) -> None:
 
 
 def sequence(run: gpu_check.Run) -> None:
-    """The layers' suite."""
-    suite(run, "gpu", "--op", "sequence", "--shape", "T=3,B=2,H=8", "--peer", "torch.nn")
+    """The layers' suite, beside cuDNN and the fused peers that are there.
+
+    Not beside torch.compile, which unrolls T steps: that takes minutes to compile.
+    """
+    if run.dry:
+        suite(run, "--shape", "T=3,B=2,H=8", "--peer", "torch.nn")
+    else:
+        suite(run, "--suite", "gpu", "--peer", "torch.nn,FlashRNN,haste,TorchRL")
 
 
 def softmax(run: gpu_check.Run) -> None:
-    """The output layers' suite."""
-    suite(run, "softmax-gpu", "--op", "softmax", "--shape", "V=40,H=8,N=9", "--peer",
-          "linear+cross_entropy")  # fmt: skip
+    """The output layers' suite, but for the sizes whose truth takes minutes."""
+    peers = "linear+cross_entropy,F.linear_cross_entropy"
+    if run.dry:
+        suite(run, "--shape", "V=40,H=8,N=9", "--peer", peers)
+    else:
+        peers += ",compiled linear+cross_entropy,Cut Cross-Entropy,Liger,quack"
+        small = ("--shape", "V=10000", "--shape", "V=100000,N=1024")
+        suite(run, "--suite", "softmax-gpu", *small, "--peer", peers)
