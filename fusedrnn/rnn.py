@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import ops
@@ -63,16 +63,18 @@ def run(
             x = dropout(x, dropout_p)
         outputs = []
         for direction, w in enumerate(layer):
-            index = number * len(layer) + direction
-            gx = linear(x, w.weight_ih, w.bias_ih)  # one product for all steps
-            c0 = torch.stack([s[index] for s in inner]) if inner else h.new_empty(0, *h.shape[1:])
+            i = number * len(layer) + direction
+            c0 = torch.stack([s[i] for s in inner]) if inner else h.new_empty(0, *h.shape[1:])
             y, hn, cn = ops.sequence(
-                cell, gx, w.weight_hh, w.bias_hh, w.weight_hr, h[index], c0, lengths, direction == 1
-            )
+                cell, x, w.weight_hh, w.bias_hh, w.weight_hr, h[i], c0, lengths, direction == 1,
+                w.weight_ih, w.bias_ih,
+            )  # fmt: skip
             outputs.append(y)
             finals.append((hn, cn))
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     hn = torch.stack([f[0] for f in finals])
+    if len(finals) == len(inner) == 1:
+        return x, (hn, finals[0][1])  # it has the shape already
     return x, (hn, *(torch.stack([f[1][k] for f in finals]) for k in range(len(inner))))
 
 

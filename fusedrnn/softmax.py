@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import softmax_reference
 from ._trees import Tree
 from .hierarchy import Hierarchy
-from .softmax_ops import SparseGradCast, keep_coalesced, softmax_limits, target_log_prob
+from .softmax_ops import SparseGradCast, softmax_limits, target_log_prob
 
 __all__ = ["HierarchicalSoftmax", "HierarchicalSoftmaxOutput", "softmax_limits"]
 
@@ -137,8 +137,12 @@ class HierarchicalSoftmax(nn.Module):
         """
         self._check_input(input)
         self._check_target(input, target)
-        sparse = self.sparse_grad and torch.is_grad_enabled()
-        output, dtype = (self._row_sparse if sparse else self._target_log_prob)(input, target)
+        if self.sparse_grad and torch.is_grad_enabled():
+            from .softmax_sparse import row_sparse
+
+            output, dtype = row_sparse(self, input, target)
+        else:
+            output, dtype = self._target_log_prob(input, target)
         loss = (-output).mean()
         return HierarchicalSoftmaxOutput(output.to(dtype).view(target.shape), loss.to(dtype))
 
@@ -195,15 +199,6 @@ class HierarchicalSoftmax(nn.Module):
             sparse=sparse,
         )
         return output, dtype
-
-    @torch.compiler.disable(
-        reason="HierarchicalSoftmax(sparse_grad=True) runs outside compiled graphs, which have no "
-        "sparse gradients: compile without fullgraph=True, or use sparse_grad=False"
-    )
-    def _row_sparse(self, input: Tensor, target: Tensor) -> tuple[Tensor, torch.dtype]:
-        for parameter in self.parameters():
-            keep_coalesced(parameter)
-        return self._target_log_prob(input, target, sparse=True)
 
     def _log_prob(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Rounded to the dtype to return, and as computed."""

@@ -102,7 +102,7 @@ class Host:
 
 def sequence(cell, *arguments):
     """ops.sequence, but on the CUDA kernels wherever the tensors are."""
-    return ops.Sequence.apply(cell.name, "cuda", *arguments)
+    return ops.Sequence.apply(cell.name, "cuda", *arguments, None, None)
 
 
 @pytest.fixture
