@@ -6,7 +6,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -62,18 +61,19 @@ def backend(name: str) -> Iterator[None]:
         _current = before
 
 
-@torch.compiler.assume_constant_result
-def _uncovered() -> str | None:
+_uncovered: dict[int, str | None] = {}  # by GPU: what _no_code found
+
+
+def _no_code() -> str | None:
     """Why the library's CUDA kernels cannot run on torch's current GPU, or None."""
-    return _no_code(torch.cuda.current_device()) if torch.cuda.is_available() else None
-
-
-@cache
-def _no_code(index: int) -> str | None:
-    capability = torch.cuda.get_device_capability(index)
-    if reason := _native.missing_code(capability):
-        return f"the GPU is sm_{capability[0]}{capability[1]}, and {reason}"
-    return None
+    if not torch.cuda.is_initialized() and not torch.cuda.is_available():
+        return None
+    index = torch.cuda.current_device()
+    if index not in _uncovered:
+        major, minor = torch.cuda.get_device_capability(index)
+        reason = _native.missing_code((major, minor))
+        _uncovered[index] = reason and f"the GPU is sm_{major}{minor}, and {reason}"
+    return _uncovered[index]
 
 
 def obstacle(name: str, device: str) -> str | None:
@@ -87,7 +87,7 @@ def obstacle(name: str, device: str) -> str | None:
             return _native.MISSING
         if name == "cuda" and not _native.HAS_CUDA:
             return "the native library was built without CUDA kernels (see `python -m fusedrnn`)"
-        return _uncovered() if name == "cuda" else None
+        return _no_code() if name == "cuda" else None
     if not _HAS_TRITON:
         return "triton is not installed (pip install triton)"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

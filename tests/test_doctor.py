@@ -157,12 +157,12 @@ def test_different_cells_get_lines_of_their_own(monkeypatch):
     ],
 )
 def test_which_code_a_gpu_runs(monkeypatch, archs, capability, code):
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda_archs": archs})
+    monkeypatch.setattr(_native, "ARCHS", tuple(filter(None, archs.split(","))))
     assert _native.cuda_code(capability) == code
 
 
 def test_a_gpu_is_named_with_the_code_that_fits_it(monkeypatch):
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda_archs": "80,90a"})
+    monkeypatch.setattr(_native, "ARCHS", ("80", "90a"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
@@ -177,15 +177,13 @@ def test_a_gpu_is_named_with_the_code_that_fits_it(monkeypatch):
 @pytest.fixture
 def old_gpu(monkeypatch):
     """A GPU for which a library with code for 80 and 90a has none."""
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda_archs": "80,90a"})
+    monkeypatch.setattr(_native, "ARCHS", ("80", "90a"))
     monkeypatch.setattr(_native, "HAS_CUDA", True)
     monkeypatch.setattr(_native, "MISSING", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5))
-    _backend._no_code.cache_clear()
-    yield
-    _backend._no_code.cache_clear()
+    monkeypatch.setattr(_backend, "_uncovered", {})
 
 
 def test_a_gpu_without_code_is_an_obstacle_with_the_fix(old_gpu, monkeypatch):
