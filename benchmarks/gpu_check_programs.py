@@ -7,7 +7,10 @@ import shutil
 import subprocess
 import sys
 
+from fusedrnn import plan
+
 from . import gpu_check
+from .case import Case
 from .environment import ROOT
 from .results import ResultsError
 from .results import load as load_run
@@ -130,10 +133,27 @@ def suite(run: gpu_check.Run, *options: str) -> None:
             fields["device_ms"] = {
                 k: round(min(v) * 1e3, 5) for k, v in row.device_samples.items() if v
             }
+            if row.ours and row.case.op == "sequence" and not row.twin:
+                fields |= predicted(row.case)
         if not row.ours and fields["status"] in gpu_check.BAD:
             fields["status"] = f"{fields['status']} (a peer's)"
         run.add(case=row.case.name, **fields)
     out.unlink()
+
+
+def predicted(case: Case) -> dict[str, float]:
+    """What the planner's model says of the recurrence alone, beside which its row can be held."""
+    T, B, _, H = case.shape
+    passes = {"fwdbwd": (False, True), "bwd": (True,)}.get(case.mode, (False,))
+    us = sum(
+        plan.plans(
+            *(case.cell, T, B, H), dtype=case.torch_dtype, backward=backward,
+            bidirectional=case.bidirectional,
+            device=plan.HERE if case.device == "cuda" else "h200",
+        )[0].us_per_step
+        for backward in passes
+    )  # fmt: skip
+    return {"predicted_us_per_step": round(us * case.layers, 3)}
 
 
 def sequence(run: gpu_check.Run) -> None:

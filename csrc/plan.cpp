@@ -54,23 +54,29 @@ const char* name_of(SequenceKernel kernel) {
 
 Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
   using Tile = StepwiseTile;
-  const int item = item_size(p.dtype), depth = Tile::depth(item);
+  const int item = item_size(p.dtype);
   const bool tensor_cores = item == 2 && d.arch >= 80;
   const int fma = tensor_cores ? d.mma16 : item == 8 ? d.fma64 : d.fma32;
   Plan plan{SequenceKernel::stepwise};
-  plan.rows = Tile::kRows, plan.units = Tile::kUnits, plan.depth = depth;
+  plan.rows = Tile::kRows, plan.units = Tile::kUnits;
   plan.threads = Tile::kThreads;
-  plan.ctas_per_sm = Tile::ctas_per_sm(item);
-  const int registers = kRegistersPerSm / (Tile::kThreads * plan.ctas_per_sm) / 8 * 8;
-  plan.registers = std::min(kRegistersPerThread, registers);
+  const int bound = Tile::ctas_per_sm(item);
+  plan.registers =
+      std::min(kRegistersPerThread, kRegistersPerSm / (Tile::kThreads * bound) / 8 * 8);
+  plan.ctas_per_sm = bound;
   const auto launches = launches_of_a_step(p);
   for (const Launch& l : launches) {
+    const int depth = Tile::depth(l.gates, item);
+    const int shared = Tile::shared(l.gates, item, !p.backward);
     const int64_t ctas = Tile::ctas(p.B, l.units);
+    const int fit = std::min(bound, d.shared_per_sm / (shared + kSharedReserved));
     plan.ctas = std::max(plan.ctas, ctas);
-    plan.shared = std::max(plan.shared, Tile::shared(l.gates, item, !p.backward));
-    const int64_t rounds = ceil_div(ctas, int64_t(d.sms) * plan.ctas_per_sm);
+    plan.depth = std::max(plan.depth, depth);
+    plan.shared = std::max(plan.shared, shared);
+    plan.ctas_per_sm = std::min(plan.ctas_per_sm, fit);
+    const int64_t rounds = ceil_div(ctas, int64_t(d.sms) * fit);
     plan.rounds = std::max(plan.rounds, rounds);
-    const int64_t beside = std::min<int64_t>(plan.ctas_per_sm, ceil_div(ctas, d.sms));
+    const int64_t beside = std::min<int64_t>(fit, ceil_div(ctas, d.sms));
     const double tile = double(Tile::kRows) * Tile::kUnits * l.gates * depth * beside / fma;
     const double tiles = double(l.terms) * ceil_div(l.depth, depth);
     const double clocks = tiles * std::max(tile, kTileClocks) + kEpilogueClocks;

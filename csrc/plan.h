@@ -63,7 +63,7 @@ struct Plan {
   int ctas_per_sm = 0;         // that fit at once
   int64_t resident_bytes = 0;  // of W_hh in one CTA for the whole sequence
   int64_t launches = 0;        // of the whole sequence, states in and out not counted
-  int64_t rounds = 1;          // passes over all of the batch in each step
+  int64_t rounds = 1;          // times that the SMs are filled in each step
   double us_per_step = 0;      // predicted
   std::string reason = "";     // why these tiles
 };
@@ -82,7 +82,11 @@ inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4
 // for it and takes it from here.
 struct StepwiseTile {
   static constexpr int kThreads = 128, kRows = 32, kUnits = 16;
-  static constexpr int depth(int item) { return item == 2 ? 64 : 32; }
+  // Deeper where there are few gates: with them the weights' tile is small, and what a CTA has on
+  // its way from memory at once is what its speed depends on.
+  static constexpr int depth(int gates, int item) {
+    return (item == 2 ? 64 : 32) * (gates <= 2 ? 2 : 1);
+  }
   // CTAs that an SM must be able to hold (__launch_bounds__). That leaves 168 registers a thread,
   // 255 in double.
   static constexpr int ctas_per_sm(int item) { return item == 8 ? 2 : 3; }
@@ -93,9 +97,8 @@ struct StepwiseTile {
   // many threads share one sum, since one or two gates leave some free.
   static constexpr int shared(int gates, int item, bool by_rows) {
     const int pad = 16 / item, split = gates == 1 ? 4 : gates == 2 ? 2 : 1;
-    const int a = kRows * (depth(item) + pad);
-    const int w = by_rows ? gates * kUnits * (depth(item) + pad)
-                          : depth(item) * (kUnits + (item == 2 ? pad : 0));
+    const int deep = depth(gates, item), a = kRows * (deep + pad);
+    const int w = by_rows ? gates * kUnits * (deep + pad) : deep * (kUnits + (item == 2 ? pad : 0));
     const int sums = split * gates * kRows * kUnits * (item == 8 ? 8 : 4);
     return (a + w) * item > sums ? (a + w) * item : sums;
   }

@@ -1,7 +1,7 @@
 """Which GPU kernel serves a sequence, with which tiles, and why: the planner, for any card.
 
-The planner itself is C++ (csrc/plan.h) and is what the kernels' host code asks; this reads its
-answers. It needs no GPU: cards known by name are data. ``python -m fusedrnn plan`` prints it.
+The planner itself is C++ (csrc/plan.h), from which the CUDA kernels take their tiles; this reads
+its answers. It needs no GPU: cards known by name are data. ``python -m fusedrnn plan`` prints it.
 """
 
 from dataclasses import astuple, dataclass, fields, replace
@@ -82,7 +82,7 @@ class Plan:
         ctas_per_sm: that fit at once.
         resident_bytes: of W_hh, held by a CTA for the whole sequence.
         launches: of the whole sequence, without those that bring states in and out.
-        rounds: passes over all of the batch in each step.
+        rounds: times that the SMs are filled in each step.
         us_per_step: predicted microseconds: a model, nothing measured.
         reason: why these tiles.
     """
@@ -256,7 +256,7 @@ def describe(plan: Plan) -> list[str]:
         else f"W_hh is read in every step, {plan.depth} deep at a time"
     )
     cluster = f" in clusters of {plan.cluster}" if plan.cluster > 1 else ""
-    passes = f", {plan.rounds} passes a step" if plan.rounds > 1 else ""
+    passes = f", {plan.rounds} rounds a step" if plan.rounds > 1 else ""
     return [
         f"{plan.kernel}: {state}; {plan.reason}",
         f"  tiles     {plan.rows} rows x {plan.units} units a CTA; {weights}",

@@ -105,6 +105,7 @@ def test_what_the_planner_says_the_compiler_says_too(name, dtype):
             for row in table
             if (row["cell"], row["dtype"]) == (name, dtype)
             and row["kernel"].startswith("backward" if backward else "forward")
+            and row["kernel"] != "forward_projection"  # there is none in this problem
         ]
         (one,) = (
             p

@@ -22,7 +22,7 @@ __device__ inline void load4(W (&to)[4], const W* p) {
 
 template <class Data, int kGates, bool kByRows>
 struct FmaProduct {
-  static constexpr int kDepth = StepwiseTile::depth(sizeof(Data));
+  static constexpr int kDepth = StepwiseTile::depth(kGates, sizeof(Data));
   static constexpr int kMyRows = 4, kMyUnits = kGates == 1 ? 4 : kGates == 2 ? 2 : 1;
   static constexpr int kRowThreads = kRows / kMyRows, kUnitThreads = kUnits / kMyUnits;
   static constexpr int kSplits = kThreads / (kRowThreads * kUnitThreads);  // = kMyUnits

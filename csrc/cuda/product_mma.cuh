@@ -89,7 +89,7 @@ __device__ inline void warp_product(float (&c)[kTiles][4], int tiles, ARow a_row
 template <class Data, int kGates, bool kByRows>
 struct MmaProduct {
   static_assert(kUnits == 16 && kGates <= 4 && kThreads == 128, "four warps, a gate's units each");
-  static constexpr int kDepth = StepwiseTile::depth(sizeof(Data)), kTiles = kRows / 8;
+  static constexpr int kDepth = StepwiseTile::depth(kGates, sizeof(Data)), kTiles = kRows / 8;
   static constexpr int kSplits = kGates == 1 ? 4 : kGates == 2 ? 2 : 1;
   static constexpr int kPad = Pack<Data>::kSize;  // eight rows meet 32 different banks
   static constexpr int kTileRows = kByRows ? kGates * kUnits : kDepth;  // of the weights
