@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -98,6 +99,12 @@ def start(name: str, options: argparse.Namespace, seconds: float) -> list[str]:
     return command + ["--dry"] * options.dry + ["--commit", options.commit] * bool(options.commit)
 
 
+def end(process: subprocess.Popen) -> None:
+    """End whatever is left of a part's own processes."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def child(name: str, options: argparse.Namespace, seconds: float) -> Record:
     """One part in a process of its own, which ends by force if it must; its record."""
     path = options.out / f"{name}.json"
@@ -110,9 +117,10 @@ def child(name: str, options: argparse.Namespace, seconds: float) -> Record:
         text, _ = process.communicate(timeout=seconds + GRACE)
         late = ""
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        end(process)
         text, _ = process.communicate()
         late = f"ended by force after {seconds + GRACE:.0f} s"
+    end(process)
     if not path.exists():
         status = "cut off" if late else "failed"
         return Record(name, options.dry, "", {}, status, late or text[-3000:])

@@ -170,10 +170,9 @@ def describe(device: str, commit: str) -> dict[str, object]:
     facts["nvidia_smi"] = _said("nvidia-smi", query, "--format=csv,noheader")
     if device == "cuda":
         seen = torch.cuda.get_device_properties(0)
-        names = [n for n in dir(seen) if not n.startswith("_") and n != "uuid"]
-        facts["properties"] = {n: getattr(seen, n) for n in names} | {"uuid": "not told"}
+        values = {n: getattr(seen, n) for n in dir(seen) if not n.startswith("_")}
         facts["properties"] = {
-            n: v for n, v in facts["properties"].items() if isinstance(v, (int, float, str))
+            n: v for n, v in values.items() if isinstance(v, (int, float, str)) and n != "uuid"
         }
     return facts
 
