@@ -51,40 +51,45 @@ class RecurrentCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
     def _step(self, input: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        name = type(self).__name__
+        name, batched = type(self).__name__, input.dim() == 2
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        x = torch.atleast_2d(input)
+        x = input if batched else input.unsqueeze(0)
         if x.shape[1] != self.input_size:
             raise RuntimeError(
                 f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
             )
-        shape, count = (x.shape[0], self.hidden_size), len(CELLS[self.cell].states)
+        shape = (x.shape[0], self.hidden_size)
         if states is None:
-            states = (x.new_zeros(shape),) * count
+            states = (x.new_zeros(shape),) * len(CELLS[self.cell].states)
         for i, s in enumerate(states):
-            if s.dim() != input.dim() and s.dim() not in (1, 2):
+            if s.dim() not in (1, 2):
                 raise ValueError(f"{name}: Expected hx[{i}] to be 1D or 2D, got {s.dim()}D instead")
-        states = tuple(torch.atleast_2d(s) for s in states)
+        states = tuple(s if s.dim() == 2 else s.unsqueeze(0) for s in states)
         for i, s in enumerate(states):
             if s.shape != shape:
                 raise RuntimeError(
                     f"{name}: Expected hx[{i}] of shape {shape} (batch, hidden_size), "
                     f"got {tuple(s.shape)}"
                 )
-        tensors = {"input": x, **{f"hx[{i}]": s for i, s in enumerate(states)}}
-        for what, t in tensors.items():
-            if t.dtype != self.weight_ih.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise RuntimeError(
-                    f"{name}: {what} has dtype {t.dtype} and the weights have "
-                    f"{self.weight_ih.dtype}: they must be the same, e.g. "
-                    f"{what.split('[')[0]}.to({self.weight_ih.dtype})"
-                )
+        self._check_dtypes(x, states)
         weights = rnn.Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        _, new = rnn.run(
-            CELLS[self.cell], x.unsqueeze(0), tuple(s.unsqueeze(0) for s in states), [(weights,)]
+        new = rnn.step(CELLS[self.cell], x, states, weights)
+        return new if batched else tuple(s.flatten() for s in new)
+
+    def _check_dtypes(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
+        need = self.weight_ih.dtype
+        if all(t.dtype == need for t in (x, *states)) or torch.is_autocast_enabled(x.device.type):
+            return
+        what, wrong = next(
+            (what, t.dtype)
+            for what, t in [("input", x), *((f"hx[{i}]", s) for i, s in enumerate(states))]
+            if t.dtype != need
         )
-        return tuple(s.squeeze(0) if input.dim() == 2 else s.flatten() for s in new)
+        raise RuntimeError(
+            f"{type(self).__name__}: {what} has dtype {wrong} and the weights have {need}: "
+            f"they must be the same, e.g. {what.split('[')[0]}.to({need})"
+        )
 
 
 class LSTMCell(RecurrentCell):

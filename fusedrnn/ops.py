@@ -127,31 +127,30 @@ class Sequence(torch.autograd.Function):
         ctx: object, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Gradients of x, the weights, the biases, h0 and c0: those that are needed."""
-        y, h0, c0, weight_hh, weight_hr, lengths, x, weight_ih, *saved = ctx.saved_tensors
-        saved, cells, hidden = saved
+        y, h0, c0, weight_hh, weight_hr, lengths, x, weight_ih, *kept = ctx.saved_tensors
+        saved, cells, hidden = kept
         cell, needs = CELLS[ctx.cell], dict(zip(_GRADS, ctx.needs_input_grad[2:], strict=True))
         grads, dh0, dc0, dh = _op("backward", ctx.backend)(
             ctx.cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, lengths, ctx.reverse,
             saved, cells,
         )  # fmt: skip
+        T, B, D, H = grads.shape
+        rows, G = grads.view(T * B, D * H), len(cell.gates)
+        dgx = rows if D == G else rows[:, : G * H]
         d = {"h0": dh0, "c0": dc0}
-        dgx = grads[:, :, : len(cell.gates)].flatten(2)  # [T, B, G*H]
         if weight_ih is None:
-            d["x"] = dgx
+            d["x"] = dgx.view(T, B, G * H) if needs["x"] else None
         else:
-            dgx = dgx.flatten(0, 1)
-            if needs["x"]:
-                d["x"] = (dgx @ weight_ih).view_as(x)
-            if needs["weight_ih"]:
-                d["weight_ih"] = dgx.t() @ x.flatten(0, 1)
+            d["x"] = (dgx @ weight_ih).view(x.shape) if needs["x"] else None
+            d["weight_ih"] = dgx.t() @ x.flatten(0, 1) if needs["weight_ih"] else None
         if needs["weight_hh"]:
-            d["weight_hh"] = _weight_grad(cell, grads, y, h0, lengths, ctx.reverse, saved)
+            d["weight_hh"] = _weight_grad(cell, rows, y, h0, lengths, ctx.reverse, saved)
         if needs["weight_hr"]:
             d["weight_hr"] = dh.flatten(0, 1).t() @ hidden.flatten(0, 1)
         if needs["bias_hh"] or needs["bias_ih"]:
-            total = grads.flatten(0, 1).sum(0)  # [D, H]
-            d["bias_ih"] = total[: len(cell.gates)].flatten()
-            d["bias_hh"] = torch.cat([total[k] for k in cell.h_grad])
+            total = rows.sum(0)
+            d["bias_ih"] = total[: G * H]
+            d["bias_hh"] = torch.cat([total[a:b] for _, a, b in _runs(cell, H)])
         return None, None, *(d[name] if needs[name] else None for name in _GRADS)
 
 
@@ -174,42 +173,42 @@ def _weight_grad(
     reverse: bool,
     saved: Tensor,
 ) -> Tensor:
-    """DU = sum over steps of (h-gradients)^T (what met U): [G*H, P]."""
-    runs, H = _runs(cell), grads.shape[3]
-    out = y.new_empty(len(cell.gates) * H, y.shape[2])
-    for first, last, index in runs:
-        d = grads[:, :, index : index + last - first].flatten(2)  # [T, B, gates*H]
-        rows = out if len(runs) == 1 else out[first * H : last * H]
-        if first >= len(cell.gates) - cell.second:
-            torch.mm(d.flatten(0, 1).t(), saved[:, :, cell.operand].flatten(0, 1), out=rows)
+    """DU = sum over steps of (h-gradients)^T (what met U): [G*H, P]. ``grads`` is [T*B, D*H]."""
+    T, B, P = y.shape
+    H, G = saved.shape[3], len(cell.gates)
+    out, h = y.new_empty(G * H, P), y.view(T * B, P)
+    for first, a, b in _runs(cell, H):
+        d, rows = grads[:, a:b], out[first * H : first * H + b - a]
+        if first >= G - cell.second:
+            torch.mm(d.t(), saved[:, :, cell.operand].flatten(0, 1), out=rows)
             continue
         # h of the step before: y shifted by one, and h0 where a row begins.
-        later, before = (d[:-1], y[1:]) if reverse else (d[1:], y[:-1])
-        begin = _first_step(d, lengths) if reverse else d[0]
+        if reverse:
+            begin, later, before = _first_step(d, T, B, lengths), d[: T * B - B], h[B:]
+        else:
+            begin, later, before = d[:B], d[B:], h[: T * B - B]
         torch.mm(begin.t(), h0, out=rows)
-        rows.addmm_(later.flatten(0, 1).t(), before.flatten(0, 1))
+        rows.addmm_(later.t(), before)
     return out
 
 
-def _runs(cell: Cell) -> list[tuple[int, int, int]]:
-    """Gates first..last-1 whose h-gradients lie side by side, from vector index on: one product."""
+def _runs(cell: Cell, H: int) -> list[tuple[int, int, int]]:
+    """(gate, a, b): gates from that one on have their h-gradients in columns a..b: one product."""
     runs: list[tuple[int, int, int]] = []
     for gate, index in enumerate(cell.h_grad):
-        if runs and gate != len(cell.gates) - cell.second:
-            first, last, start = runs[-1]
-            if index == start + last - first:
-                runs[-1] = (first, gate + 1, start)
-                continue
-        runs.append((gate, gate + 1, index))
+        if runs and gate != len(cell.gates) - cell.second and runs[-1][2] == index * H:
+            runs[-1] = (*runs[-1][:2], (index + 1) * H)
+        else:
+            runs.append((gate, index * H, (index + 1) * H))
     return runs
 
 
-def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
-    """Of a reverse sequence ``[T, B, H]``, each row at the step where it begins: ``[B, H]``."""
+def _first_step(d: Tensor, T: int, B: int, lengths: Tensor | None) -> Tensor:
+    """Of a reverse sequence ``[T*B, H]``, each row at the step where it begins: ``[B, H]``."""
     if lengths is None:
-        return d[-1]
-    steps = (lengths - 1).clamp(0, d.shape[0] - 1)  # d of an empty row is zero everywhere
-    return d.gather(0, steps.view(1, -1, 1).expand(1, -1, d.shape[2]))[0]
+        return d[len(d) - B :]
+    steps = (lengths - 1).clamp(0, T - 1)  # d of an empty row is zero everywhere
+    return d.index_select(0, steps * B + torch.arange(B, device=d.device))
 
 
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:

@@ -1,6 +1,6 @@
 """Layers, directions, lengths and packing: the one road from a module to the sequence op."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from . import ops
 from .cells import Cell
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """The parameters of one direction of one layer, in torch.nn's shapes."""
 
     weight_ih: Tensor  # [G*H, I]
@@ -23,8 +22,7 @@ class Weights:
 
     def to(self, dtype: torch.dtype) -> "Weights":
         """The same in another dtype (autocast)."""
-        fields = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.weight_hr)
-        return Weights(*(None if t is None else t.to(dtype) for t in fields))
+        return Weights(*(None if t is None else t.to(dtype) for t in self))
 
 
 def run(
@@ -49,13 +47,7 @@ def run(
     Returns:
         y ``[T, B, D*P]`` and the final states, shaped as ``states``.
     """
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        # What cuDNN's and oneDNN's layers do: everything in autocast's dtype, results too.
-        dtype = torch.get_autocast_dtype(device_type)
-        if dtype != x.dtype or any(s.dtype != dtype for s in states):
-            x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
-        layers = [tuple(w.to(dtype) for w in layer) for layer in layers]
+    x, states, layers = _as_autocast_says(x, states, layers)
     h, inner = states[0], states[1:]
     finals: list[tuple[Tensor, Tensor]] = []
     for number, layer in enumerate(layers):
@@ -76,6 +68,40 @@ def run(
     if len(finals) == len(inner) == 1:
         return x, (hn, finals[0][1])  # it has the shape already
     return x, (hn, *(torch.stack([f[1][k] for f in finals]) for k in range(len(inner))))
+
+
+def step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
+    """One step of one layer: a sequence of length one.
+
+    Args:
+        cell: which recurrence.
+        x: ``[B, I]``.
+        states: each ``[B, H]``.
+        weights: of the layer.
+
+    Returns:
+        The new states, shaped as ``states``.
+    """
+    x, (h, *inner), ((w,),) = _as_autocast_says(x, states, [(weights,)])
+    c0 = torch.stack(inner) if inner else h.new_empty(0, *h.shape)
+    _, hn, cn = ops.sequence(
+        cell, x.unsqueeze(0), w.weight_hh, w.bias_hh, w.weight_hr, h, c0, None, False,
+        w.weight_ih, w.bias_ih,
+    )  # fmt: skip
+    return hn, *(cn[k] for k in range(len(inner)))
+
+
+def _as_autocast_says(
+    x: Tensor, states: tuple[Tensor, ...], layers: list[tuple[Weights, ...]]
+) -> tuple[Tensor, tuple[Tensor, ...], list[tuple[Weights, ...]]]:
+    """Under autocast everything has its dtype, results too: what cuDNN's and oneDNN's layers do."""
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return x, states, layers
+    dtype = torch.get_autocast_dtype(device_type)
+    if dtype != x.dtype or any(s.dtype != dtype for s in states):
+        x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
+    return x, states, [tuple(w.to(dtype) for w in layer) for layer in layers]
 
 
 def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,10 @@ class BackwardPass {
         H(a.n.H),
         P(a.n.P),
         projected(a.weight_hr != nullptr),
-        w1(N1 * H, P),
-        w2(N2 * H, H),
-        wr(projected ? P : 0, H),
+        w1(N1 * H, P, Rows::inputs, a.weight_hh, nullptr, T, a.n.threads),
+        w2(N2 * H, H, Rows::inputs, static_cast<const D*>(a.weight_hh) + N1 * H * P, nullptr, T,
+           a.n.threads),
+        wr(projected ? P : 0, H, Rows::inputs, a.weight_hr, nullptr, T, a.n.threads),
         c0(Inner * B * H),
         gates(2 * B * N1 * H),
         direct(B * P),
@@ -82,10 +83,9 @@ class BackwardPass {
 
  private:
   void prepare(const Worker& worker) {
-    const D* w = static_cast<const D*>(a.weight_hh);
-    w1.pack(worker, w);
-    if constexpr (N2 > 0) w2.pack(worker, w + N1 * H * P);
-    if (projected) wr.pack(worker, static_cast<const D*>(a.weight_hr));
+    w1.prepare(worker);
+    w2.prepare(worker);
+    wr.prepare(worker);
     if (worker.index == 0) {
       widen(a.c0, c0, Inner * B * H);
       widen(a.dcn, dc, Inner * B * H);
@@ -241,7 +241,7 @@ class BackwardPass {
   const SequenceBackward& a;
   const int64_t T, B, H, P;
   const bool projected;
-  Panels<A, 1> w1, w2, wr;  // W_hh of the first gates and of the second product; W_hr
+  Panels<D, 1> w1, w2, wr;  // W_hh of the first gates and of the second product; W_hr
   Buffer<A> c0;
   Buffer<A> gates;    // 2 * [B, N1, H]: h-gradients of the first gates, of two steps in turn
   Buffer<A> direct;   // [B, P]: the part of the gradient of h that does not pass W_hh

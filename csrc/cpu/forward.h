@@ -98,9 +98,10 @@ class ForwardPass {
         B(a.n.B),
         H(a.n.H),
         P(a.n.P),
-        w1(P, H),
-        w2(N2 ? H : 0, H),
-        wr(a.weight_hr ? H : 0, P),
+        w1(P, H, Rows::outputs, a.weight_hh, a.bias_hh, T, a.n.threads),
+        w2(N2 ? H : 0, H, Rows::outputs, part(a.weight_hh, N1 * H * P), part(a.bias_hh, N1 * H), T,
+           a.n.threads),
+        wr(a.weight_hr ? H : 0, P, Rows::outputs, a.weight_hr, nullptr, T, a.n.threads),
         states(S * B * H),
         h(2 * B * P),
         operand(N2 || a.weight_hr ? B * H : 0),
@@ -144,12 +145,14 @@ class ForwardPass {
   }
 
  private:
+  static const void* part(const void* tensor, int64_t from) {
+    return tensor ? static_cast<const D*>(tensor) + from : nullptr;
+  }
+
   void prepare(const Worker& worker) {
-    const D* w = static_cast<const D*>(a.weight_hh);
-    const D* b = static_cast<const D*>(a.bias_hh);
-    w1.pack_transposed(worker, w, b);
-    if constexpr (N2 > 0) w2.pack_transposed(worker, w + N1 * H * P, b ? b + N1 * H : nullptr);
-    if (a.weight_hr) wr.pack_transposed(worker, static_cast<const D*>(a.weight_hr), (const D*)0);
+    w1.prepare(worker);
+    w2.prepare(worker);
+    wr.prepare(worker);
     if (worker.index == 0) {
       const D* h0 = static_cast<const D*>(a.h0);
       const D* c0 = static_cast<const D*>(a.c0);
@@ -276,9 +279,9 @@ class ForwardPass {
 
   const SequenceForward& a;
   const int64_t T, B, H, P;
-  Panels<A, N1> w1;
-  Panels<A, N2 ? N2 : 1> w2;
-  Panels<A, 1> wr;
+  Panels<D, N1> w1;
+  Panels<D, N2 ? N2 : 1> w2;
+  Panels<D, 1> wr;
   Buffer<A> states, h, operand, kept;
 };
 

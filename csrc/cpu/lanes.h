@@ -41,6 +41,36 @@ inline FRNN_INLINE void each(F&& f) {
   }
 }
 
+// The integers that number the lanes of a vector.
+template <class A>
+struct Index {
+  typedef std::conditional_t<sizeof(A) == 4, int32_t, int64_t> type
+      __attribute__((vector_size(kVectorBytes)));
+};
+
+// Rows of a square block become its columns: in log2(lanes) rounds, rows `step` apart exchange the
+// halves in which their numbers and their lanes differ.
+template <class A, int step = 1>
+inline FRNN_INLINE void transpose(typename Vector<A>::type (&r)[Vector<A>::lanes]) {
+  constexpr int lanes = Vector<A>::lanes;
+  if constexpr (step < lanes) {
+    typename Index<A>::type upper, lower;
+    each<lanes>([&](auto lane) FRNN_INLINE {
+      constexpr int l = lane;
+      upper[l] = l & step ? lanes + l - step : l;
+      lower[l] = l & step ? lanes + l : l + step;
+    });
+    each<lanes>([&](auto i) FRNN_INLINE {
+      if constexpr (!(i & step)) {
+        const auto a = r[i], b = r[i + step];
+        r[i] = __builtin_shuffle(a, b, upper);
+        r[i + step] = __builtin_shuffle(a, b, lower);
+      }
+    });
+    transpose<A, 2 * step>(r);
+  }
+}
+
 template <class A>
 struct Lanes {
   using Vec = typename Vector<A>::type;

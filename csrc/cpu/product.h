@@ -14,15 +14,15 @@
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-// Memory that lives as long as one call. Not std::vector: its code would be shared between the
-// instruction sets (see FRNN_ISA).
+// Memory that lives as long as one call, zero unless said otherwise. Not std::vector: its code
+// would be shared between the instruction sets (see FRNN_ISA).
 template <class A>
 class Buffer {
  public:
-  explicit Buffer(int64_t size) {
+  explicit Buffer(int64_t size, bool clear = true) {
     const size_t bytes = (size_t(size > 0 ? size : 1) * sizeof(A) + 63) / 64 * 64;
     data_ = static_cast<A*>(std::aligned_alloc(64, bytes));
-    if (data_) std::memset(data_, 0, bytes);
+    if (data_ && clear) std::memset(data_, 0, bytes);
   }
   ~Buffer() { std::free(data_); }
   Buffer(const Buffer&) = delete;
@@ -44,80 +44,119 @@ struct Worker {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// How a weight matrix lies in memory: weight[output][k], as in y = x weight^T, or
+// weight[k][output].
+enum class Rows { outputs, inputs };
+
 // W for `units` units of N gates. A panel holds all N gates of one to kUnits vectors of units, as
-// [K][N][vectors of units][lanes]; panels are as equal as can be. Beyond the last unit are zeros.
-template <class A, int N>
-struct Panels {
-  static constexpr int lanes = Vector<A>::lanes, kUnits = N >= 3 ? 1 : 4 / N, kDepth = 8;
+// [K][N][vectors of units][lanes]; panels are as equal as can be. Lanes beyond the last unit hold
+// anything: no epilogue looks at them.
+//
+// For a single product (a step of decoding) the panels are packed as they are wanted, into one
+// place for each thread that stays in its cache: the weights then pass through memory once.
+template <class D, int N>
+class Panels {
+ public:
+  using A = State<D>;
+  using Vec = typename Vector<A>::type;
+  static constexpr int lanes = Vector<A>::lanes, kUnits = N >= 3 ? 1 : 4 / N;
 
-  int64_t K, units, vectors, count;
-  Buffer<A> data, start;
+  const int64_t K, units, vectors, count;
 
-  Panels(int64_t k, int64_t units_)
+  // weight: [N * units, K], or [K, units] with Rows::inputs, where N is 1. bias: [N, units] or
+  // null.
+  Panels(int64_t k, int64_t units_, Rows rows, const void* weight, const void* bias, int64_t uses,
+         int threads)
       : K(k),
         units(k ? units_ : 0),
         vectors(ceil_div(units, lanes)),
         count(ceil_div(vectors, kUnits)),
-        data(K * N * vectors * lanes),
-        start(N * vectors * lanes) {}
+        rows_(rows),
+        weight_(static_cast<const D*>(weight)),
+        bias_(static_cast<const D*>(bias)),
+        once_(uses <= 1),
+        data_(K * N * lanes * (once_ ? threads * kUnits : vectors), false),
+        start_(N * vectors * lanes) {}
 
-  explicit operator bool() const { return data && start; }
+  explicit operator bool() const { return data_ && start_; }
 
   // The first vector of units of a panel.
   int64_t first(int64_t panel) const { return vectors * panel / count; }
-  A* panel_data(int64_t panel) const { return data.get() + first(panel) * K * N * lanes; }
-  A* panel_start(int64_t panel) const { return start.get() + first(panel) * N * lanes; }
 
-  // W[k, g, j] = weight[(g * units + j) * K + k]: rows of outputs, as in y = x weight^T. bias is
-  // [N, units], or null.
-  template <class D>
-  void pack_transposed(const Worker& worker, const D* weight, const D* bias) {
-    each_vector(worker, [&](int g, int64_t j, int n, A* out, int64_t stride, A* start_of) {
-      const D* rows = weight + (g * units + j) * K;
-      int64_t k = 0;
-      for (; k + kDepth <= K; k += kDepth)  // blocks that stay in the first cache
-        for (int l = 0; l < n; ++l)
-          for (int i = 0; i < kDepth; ++i) out[(k + i) * stride + l] = load(rows[l * K + k + i]);
-      for (; k < K; ++k)
-        for (int l = 0; l < n; ++l) out[k * stride + l] = load(rows[l * K + k]);
-      for (int l = 0; bias && l < n; ++l) start_of[l] = load(bias[g * units + j + l]);
-    });
-  }
-
-  // W[k, 0, j] = weight[k * units + j], as in y = x weight.
-  template <class D>
-  void pack(const Worker& worker, const D* weight) {
-    static_assert(N == 1);
-    each_vector(worker, [&](int, int64_t j, int n, A* out, int64_t stride, A*) {
-      for (int64_t k = 0; k < K; ++k) {
-        const auto v = load_vector(weight + k * units + j, n);
-        std::memcpy(out + k * stride, &v, sizeof(v));
-      }
-    });
-  }
-
- private:
-  // f(gate, first unit, units, where in data, elements from k to k + 1, where in start) for the
-  // vectors of this worker's panels.
-  template <class F>
-  void each_vector(const Worker& worker, F f) {
+  // This worker's share of what must be done before the first product, and a barrier.
+  void prepare(const Worker& worker) {
     for (int64_t p = worker.first(count); p < worker.last(count); ++p) {
-      const int64_t n = first(p + 1) - first(p);
-      for (int64_t i = 0; i < N * n; ++i) {
-        const int64_t j = (first(p) + i % n) * lanes;
-        f(int(i / n), j, int(units - j < lanes ? units - j : lanes), panel_data(p) + i * lanes,
-          N * n * lanes, panel_start(p) + i * lanes);
-      }
+      if (!once_) pack(p, data(p));
+      each_vector(p, [&](int g, int64_t j, int n, int64_t at) {
+        A* out = start_.get() + first(p) * N * lanes + at;
+        for (int l = 0; bias_ && l < n; ++l) out[l] = load(bias_[g * units + j + l]);
+      });
     }
   }
+
+  const A* panel(const Worker& worker, int64_t p) const {
+    if (!once_) return data(p);
+    A* out = data_.get() + worker.index * kUnits * K * N * lanes;
+    pack(p, out);
+    return out;
+  }
+
+  // What the accumulators begin with.
+  const A* start(int64_t p) const { return start_.get() + first(p) * N * lanes; }
+
+ private:
+  A* data(int64_t p) const { return data_.get() + first(p) * K * N * lanes; }
+
+  // f(gate, first unit, units, where it begins in a row of the panel) for the vectors of panel p.
+  template <class F>
+  void each_vector(int64_t p, F f) const {
+    const int64_t n = first(p + 1) - first(p);
+    for (int64_t i = 0; i < N * n; ++i) {
+      const int64_t j = (first(p) + i % n) * lanes;
+      f(int(i / n), j, int(units - j < lanes ? units - j : lanes), i * lanes);
+    }
+  }
+
+  void pack(int64_t p, A* panel) const {
+    const int64_t stride = N * (first(p + 1) - first(p)) * lanes;
+    each_vector(p, [&](int g, int64_t j, int n, int64_t at) {
+      A* out = panel + at;
+      if (rows_ == Rows::inputs)
+        for (int64_t k = 0; k < K; ++k)
+          put(load_vector(weight_ + k * units + j, n), out + k * stride);
+      else
+        for (int64_t k = 0; k < K; k += lanes)
+          pack_block(weight_ + (g * units + j) * K + k, n, int(K - k < lanes ? K - k : lanes),
+                     out + k * stride, stride);
+    });
+  }
+
+  // The transpose of weight[n][depth], whose rows are K apart.
+  void pack_block(const D* weight, int n, int depth, A* out, int64_t stride) const {
+    Vec r[lanes];
+    each<lanes>([&](auto l)
+                    FRNN_INLINE { r[l] = load_vector(weight + (l < n ? l : 0) * K, depth); });
+    transpose<A>(r);
+    if (depth == lanes)
+      each<lanes>([&](auto k) FRNN_INLINE { put(r[k], out + k * stride); });
+    else
+      for (int k = 0; k < depth; ++k) put(r[k], out + k * stride);
+  }
+
+  static FRNN_INLINE void put(Vec v, A* p) { std::memcpy(p, &v, sizeof(v)); }
+
+  const Rows rows_;
+  const D *const weight_, *const bias_;
+  const bool once_;
+  Buffer<A> data_, start_;
 };
 
-// What one tile reads: rows of A, a panel (V vectors wide), and the panel that will be wanted next.
+// What one tile reads: rows of A, and a panel (V vectors wide).
 template <class A>
 struct TileInput {
   const A* a;
   int64_t stride, K;
-  const A *panel, *start, *next;
+  const A *panel, *start;
 };
 
 template <int M, int V, class A>
@@ -177,26 +216,23 @@ struct Tile {
 // a + b * stride. Tasks are ordered by panel, so that a worker meets the same weights every step.
 // prepare(Tile) comes before a tile is computed, to prefetch what its epilogue will touch: rows lie
 // too far apart for the hardware to foresee them.
-template <int N, class A, class Prepare, class Epilogue>
+template <int N, class D, class A, class Prepare, class Epilogue>
 inline void product(const Worker& worker, int64_t B, const A* a, int64_t stride,
-                    const Panels<A, N>& w, Prepare prepare, Epilogue epilogue) {
-  constexpr int U = Panels<A, N>::kUnits, M = most_rows(N * U);
+                    const Panels<D, N>& w, Prepare prepare, Epilogue epilogue) {
+  constexpr int U = Panels<D, N>::kUnits, M = most_rows(N * U);
   const int64_t pairs = ceil_div(B, 2), blocks = ceil_div(B, M);
-  const int64_t end = worker.last(w.count * blocks);
+  const int64_t begin = worker.first(w.count * blocks), end = worker.last(w.count * blocks);
   alignas(64) A c[M * N * U * Vector<A>::lanes];
-  for (int64_t task = worker.first(w.count * blocks); task < end; ++task) {
+  TileInput<A> in{nullptr, stride, w.K, nullptr, nullptr};
+  for (int64_t task = begin; task < end; ++task) {
     const int64_t panel = task / blocks, block = task % blocks;
     const int64_t b0 = 2 * (pairs * block / blocks), b1 = 2 * (pairs * (block + 1) / blocks);
     const int rows = int((b1 < B ? b1 : B) - b0), units = int(w.first(panel + 1) - w.first(panel));
     const Tile<A> result{b0, w.first(panel), rows, units, c};
     prepare(result);
     if (a) {
-      const TileInput<A> in{a + b0 * stride,
-                            stride,
-                            w.K,
-                            w.panel_data(panel),
-                            w.panel_start(panel),
-                            w.panel_data(panel + 1 < w.count ? panel + 1 : 0)};
+      in.a = a + b0 * stride;
+      if (block == 0 || task == begin) in.panel = w.panel(worker, panel), in.start = w.start(panel);
       tile_of_units<N, U, M>(units, rows, in, c);
     } else {
       std::memset(c, 0, rows * N * units * kVectorBytes);

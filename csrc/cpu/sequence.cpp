@@ -32,34 +32,20 @@ const char* run(Pass&& pass, int threads) {
   return nullptr;
 }
 
-template <class Cell>
-const char* forward(const SequenceForward& a, void*, void*) {
-  const int threads = workers(a.n, Cell::kGates);
+// Pass<Cell, D> for the call's dtype D, on as many threads as it is worth.
+template <class Cell, template <class, class> class Pass, class Args>
+const char* launch(const Args& given, void*, void*) {
+  Args a = given;
+  a.n.threads = workers(a.n, Cell::kGates);
   switch (a.n.dtype) {
     case DType::f64:
-      return run(ForwardPass<Cell, double>(a), threads);
+      return run(Pass<Cell, double>(a), a.n.threads);
     case DType::f32:
-      return run(ForwardPass<Cell, float>(a), threads);
+      return run(Pass<Cell, float>(a), a.n.threads);
     case DType::bf16:
-      return run(ForwardPass<Cell, bf16>(a), threads);
+      return run(Pass<Cell, bf16>(a), a.n.threads);
     case DType::f16:
-      return run(ForwardPass<Cell, f16>(a), threads);
-  }
-  return "unknown dtype";
-}
-
-template <class Cell>
-const char* backward(const SequenceBackward& a, void*, void*) {
-  const int threads = workers(a.n, Cell::kGates);
-  switch (a.n.dtype) {
-    case DType::f64:
-      return run(BackwardPass<Cell, double>(a), threads);
-    case DType::f32:
-      return run(BackwardPass<Cell, float>(a), threads);
-    case DType::bf16:
-      return run(BackwardPass<Cell, bf16>(a), threads);
-    case DType::f16:
-      return run(BackwardPass<Cell, f16>(a), threads);
+      return run(Pass<Cell, f16>(a), a.n.threads);
   }
   return "unknown dtype";
 }
@@ -67,7 +53,9 @@ const char* backward(const SequenceBackward& a, void*, void*) {
 size_t no_workspace(const SequenceSizes&, bool) { return 0; }
 
 const SequenceKernels kKernels[] = {
-#define X(...) {__VA_ARGS__::kName, forward<__VA_ARGS__>, backward<__VA_ARGS__>, no_workspace},
+#define X(...)                                                                              \
+  {__VA_ARGS__::kName, launch<__VA_ARGS__, ForwardPass>, launch<__VA_ARGS__, BackwardPass>, \
+   no_workspace},
     FRNN_FOR_EACH_CELL(X)
 #undef X
 };

@@ -47,9 +47,20 @@ inline const void* data(const std::optional<Tensor>& t) {
   return t.has_value() ? t->const_data_ptr() : nullptr;
 }
 
-inline Tensor allocate(const Tensor& like, std::vector<int64_t> size,
+// A contiguous tensor on like's device that holds anything. Not new_empty, which asks the
+// dispatcher: 2.5 us instead of 0.7, and an op allocates seven.
+inline Tensor allocate(const Tensor& like, const std::vector<int64_t>& size,
                        std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, size, dtype);
+  int32_t type = 0, device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  if (dtype) type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
+  std::vector<int64_t> stride(size.size(), 1);
+  for (size_t i = size.size(); i-- > 1;) stride[i - 1] = stride[i] * (size[i] > 1 ? size[i] : 1);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(),
+                                                  type, device, like.get_device(), &handle));
+  return Tensor(handle);
 }
 
 }  // namespace fusedrnn

@@ -63,7 +63,7 @@ class Checked {
                     " do not have matching dtypes");
     STD_TORCH_CHECK(t.is_cuda() == like_.is_cuda() && t.get_device() == like_.get_device(),
                     "fusedrnn: ", name, " and ", first_, " are on different devices");
-    return torch::stable::contiguous(t);
+    return t.is_contiguous() ? t : torch::stable::contiguous(t);
   }
   Maybe lengths(const Maybe& t, int64_t B) const {
     if (!t.has_value()) return std::nullopt;
@@ -96,7 +96,7 @@ void launch(const std::string& cell, const Tensor& like, const Args& args, bool 
   if (like.is_cpu()) kernels = find_cpu_sequence(cell.c_str());
   STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", cell, "' for this device");
   const int64_t bytes = int64_t(kernels->workspace_bytes(args.n, backward));
-  Tensor workspace = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+  Tensor workspace = allocate(like, {bytes}, ScalarType::Byte);
   const char* wrong = pick(*kernels)(args, workspace.mutable_data_ptr(), stream);
   STD_TORCH_CHECK(wrong == nullptr, "fusedrnn: ", wrong ? wrong : "");
 }
