@@ -34,7 +34,7 @@ test: $(TESTABLE)
 doctor: build
 	$(PY) -m fusedrnn
 
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 lint: build
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

@@ -35,7 +35,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent.resolve()
 HEADER = "include/torch/csrc/stable/library.h"
 OLDEST_TORCH = (2, 11)
-ARCHS = ("80", "90a", "100", "120")
+ARCHS = ("75", "80", "90a", "100", "120")
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def cuda_archs(given: str | None, known: set[int]) -> tuple[str, ...]:
         wrong = None
         if not re.fullmatch(r"\d{2,3}[af]?", arch):
             wrong = f"{arch!r} is not an architecture"
-        elif number(arch) < 80:
-            wrong = f"{arch!r} is too old: bfloat16 needs 80 or newer"
+        elif number(arch) < 75:
+            wrong = f"{arch!r} is too old: the kernels are made for 75 and newer"
         elif number(arch) not in known:
             wrong = f"this nvcc knows {', '.join(map(str, sorted(known)))}, not {arch!r}"
         if wrong:

@@ -1,4 +1,4 @@
-"""The command line: list, run, compare, report, tables, lm."""
+"""The command line: list, run, compare, report, tables, lm, gpu-check, gpu-status."""
 
 import argparse
 import shlex
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from . import (
     command_compare,
+    command_gpu_check,
+    command_gpu_status,
     command_list,
     command_lm,
     command_report,
@@ -24,6 +26,8 @@ COMMANDS = {
     "report": command_report,
     "tables": command_tables,
     "lm": command_lm,
+    "gpu-check": command_gpu_check,
+    "gpu-status": command_gpu_status,
 }
 
 DESCRIPTION = """\

@@ -23,7 +23,8 @@ MARKED = re.compile(r"(<!-- benchmarks: ([\w-]+) -->\n).*?(<!-- /benchmarks -->)
 NAMES = {"gru": "GRU", "lstm": "LSTM", "rnn_tanh": "RNN tanh"}
 
 
-def _grid(heads: list[str], body: list[list[str]]) -> str:
+def grid(heads: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown; all columns but the first to the right."""
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *body))
 
@@ -68,7 +69,7 @@ def layers(run: Run) -> str:
                 line.append("-" if pair is None else f"{_ms(pair[1])} ({speed(*pair)})")
         body.append(line)
     note = "Milliseconds of fusedrnn, and how many times as fast as torch.nn."
-    return f"{_grid(heads, body)}\n\n{note} {source(run)}."
+    return f"{grid(heads, body)}\n\n{note} {source(run)}."
 
 
 def outputs(run: Run) -> str:
@@ -83,7 +84,7 @@ def outputs(run: Run) -> str:
                     again = "1" if row is base else speed(base, row, rows)
                     body.append([f"V = {V:,}, H = {H}, N = {N:,}", row.peer, _ms(row), again])
     heads = ["sizes", "output layer", "ms, forward and backward", "speed-up"]
-    return f"{_grid(heads, body)}\n\n{source(run)}."
+    return f"{grid(heads, body)}\n\n{source(run)}."
 
 
 def others(run: Run) -> str:
@@ -104,7 +105,7 @@ def others(run: Run) -> str:
             [case.name, value, speed(base, mine, rows) if base and base is not mine else "-"]
         )
     heads = ["case (T, B, I, H)", "fusedrnn", "beside torch.nn"]
-    return f"{_grid(heads, body)}\n\n{source(run)}."
+    return f"{grid(heads, body)}\n\n{source(run)}."
 
 
 def sentences(run: Run) -> str:
@@ -118,7 +119,7 @@ def language_models(run: Run) -> str:
     note = (
         f"{run.lm['corpus']}, {run.lm['train_tokens']:,} training tokens, V = {run.lm['words']:,}"
     )
-    return f"{_grid(heads, body)}\n\n{note}; {source(run)}. `{run.command}`"
+    return f"{grid(heads, body)}\n\n{note}; {source(run)}. `{run.command}`"
 
 
 TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {

@@ -59,7 +59,7 @@ def verify(task: Task, problem: Problem) -> Verdict:
     shared = [name for name in got if name in truth]  # outputs first, then gradients
     for name in shared:
         error = rule.error(got[name], truth[name])
-        bound = math.inf if own else _bound(rule.error(yardstick[name], truth[name]), problem)
+        bound = math.inf if own else allowed(rule.error(yardstick[name], truth[name]), problem)
         if not error <= bound or not math.isfinite(error):
             wrong = wrong or f"{name}: error {error:.3g}, allowed {bound:.3g}"
         worst = max(worst, (error / bound if bound else math.inf, error, bound))
@@ -68,7 +68,8 @@ def verify(task: Task, problem: Problem) -> Verdict:
     return Verdict(worst[1], worst[2] if math.isfinite(worst[2]) else None, wrong)
 
 
-def _bound(theirs: float, problem: Problem) -> float:
+def allowed(theirs: float, problem: Problem) -> float:
+    """The error that the rule allows where torch's own operator makes this one."""
     dtype = problem.case.torch_dtype
     if dtype == torch.float64:
         return EXACT64

@@ -1,7 +1,7 @@
 """``python -m fusedrnn``: the doctor. Says what is installed, what runs where, and why.
 
 The whole output is plain text to paste into a bug report. Exit status 0: healthy; 1: the native
-library is there but does not load.
+library is there but does not load. ``python -m fusedrnn plan`` asks the planner (plan.py).
 """
 
 import argparse
@@ -15,9 +15,12 @@ from pathlib import Path
 import torch
 
 from . import __version__, _backend, _native, ops, softmax_ops
+from . import plan as planner
 from .cells import CELLS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 VARIABLES = {
     "FUSEDRNN_BACKEND": "which backend serves, instead of the fastest",
@@ -108,10 +111,7 @@ def gpus() -> Iterator[tuple[str, str]]:
         return
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
-        code = _native.cuda_code((major, minor))
-        if code is None:
-            arch = f"FUSEDRNN_ARCHS={10 * major + minor}"
-            code = f"the library has no code for it; rebuild with FUSEDRNN_CUDA=on {arch}"
+        code = _native.cuda_code((major, minor)) or _native.missing_code((major, minor))
         yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}: {code}"
 
 
@@ -184,14 +184,53 @@ def report(write: Callable[[str], None] = print) -> int:
     return 1 if _native.MISSING and _native.PATH.exists() else 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line."""
+def _plan(options: argparse.Namespace) -> int:
+    """Print what the planner says; 2 for what it cannot plan."""
+    try:
+        found = planner.plans(
+            *(options.cell, options.T, options.B, options.H),
+            proj_size=options.proj_size,
+            dtype=planner.DTYPES[SHORT.get(options.dtype, options.dtype)],
+            backward=options.backward,
+            bidirectional=options.bidirectional,
+            device=options.device,
+        )
+    except (ValueError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for plan in found:
+        print("\n".join(planner.describe(plan)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fusedrnn",
         description="Says what is installed, which kernels run where, and why.",
     )
-    parser.parse_args(argv)
-    return report()
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    about = "which GPU kernel would run a sequence, with which tiles, and why; needs no GPU"
+    plan = commands.add_parser("plan", help=about, description=about.capitalize() + ".")
+    plan.add_argument("--cell", choices=tuple(CELLS), required=True)
+    for size, meaning in (("T", "steps"), ("B", "batch rows"), ("H", "hidden units")):
+        plan.add_argument(f"-{size}", type=int, required=True, help=meaning)
+    plan.add_argument("--proj-size", type=int, default=0, metavar="P", help="of a projected h")
+    plan.add_argument("--dtype", choices=(*planner.DTYPES, *SHORT), default="float32")
+    plan.add_argument("--backward", action="store_true", help="the backward pass")
+    plan.add_argument("--bidirectional", action="store_true", help="both directions")
+    plan.add_argument(
+        "--device",
+        default=planner.HERE,
+        metavar="NAME",
+        help="a card by name (a100, h100, h200, b200, l4, 4090, 5090, t4), or 'here': torch's own",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    options = _parser().parse_args(argv)
+    return _plan(options) if options.command == "plan" else report()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+import torch
+
 from . import _native
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
@@ -59,6 +61,21 @@ def backend(name: str) -> Iterator[None]:
         _current = before
 
 
+_uncovered: dict[int, str | None] = {}  # by GPU: what _no_code found
+
+
+def _no_code() -> str | None:
+    """Why the library's CUDA kernels cannot run on torch's current GPU, or None."""
+    if not torch.cuda.is_initialized() and not torch.cuda.is_available():
+        return None
+    index = torch.cuda.current_device()
+    if index not in _uncovered:
+        major, minor = torch.cuda.get_device_capability(index)
+        reason = _native.missing_code((major, minor))
+        _uncovered[index] = reason and f"the GPU is sm_{major}{minor}, and {reason}"
+    return _uncovered[index]
+
+
 def obstacle(name: str, device: str) -> str | None:
     """Why backend ``name`` cannot run on this type of device at all, or None."""
     if name == "reference":
@@ -70,7 +87,7 @@ def obstacle(name: str, device: str) -> str | None:
             return _native.MISSING
         if name == "cuda" and not _native.HAS_CUDA:
             return "the native library was built without CUDA kernels (see `python -m fusedrnn`)"
-        return None
+        return _no_code() if name == "cuda" else None
     if not _HAS_TRITON:
         return "triton is not installed (pip install triton)"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

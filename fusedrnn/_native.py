@@ -49,7 +49,10 @@ def build_info() -> dict[str, str]:
     return dict(line.split("=", 1) for line in torch.ops.fusedrnn.build_info().splitlines())
 
 
-HAS_CUDA: bool = "cuda_archs" in build_info()
+ARCHS: tuple[str, ...] = tuple(filter(None, build_info().get("cuda_archs", "").split(",")))
+"""The architectures of the library's CUDA code; of the last there is PTX too."""
+
+HAS_CUDA: bool = bool(ARCHS)
 """Whether the library has CUDA kernels (not: whether there is a GPU)."""
 
 
@@ -59,13 +62,20 @@ def cuda_code(capability: tuple[int, int]) -> str | None:
     Code for ``80`` runs on every 8.x from there on, that for ``90a`` on 9.0 alone; PTX of the last
     architecture is compiled by the driver for any newer GPU.
     """
-    archs = [arch for arch in build_info().get("cuda_archs", "").split(",") if arch]
     major, minor = capability
-    for arch in reversed(archs):
+    for arch in reversed(ARCHS):
         number = int(arch.rstrip("af"))
         exact = arch[-1] in "af"
         if number // 10 == major and (number % 10 == minor if exact else number % 10 <= minor):
             return f"sm_{arch}"
-    if archs and archs[-1].isdigit() and int(archs[-1]) <= 10 * major + minor:
-        return f"PTX of compute_{archs[-1]}"
+    if ARCHS and ARCHS[-1].isdigit() and int(ARCHS[-1]) <= 10 * major + minor:
+        return f"PTX of compute_{ARCHS[-1]}"
     return None
+
+
+def missing_code(capability: tuple[int, int]) -> str | None:
+    """That no CUDA code is there for a GPU of this compute capability, and the fix; None: it is."""
+    if cuda_code(capability):
+        return None
+    arch = f"{capability[0]}{capability[1]}"
+    return f"the library has no code for it; rebuild with FUSEDRNN_CUDA=on FUSEDRNN_ARCHS={arch}"

@@ -144,7 +144,7 @@ def test_a_choice_that_cannot_be_met(choice, said):
 @pytest.mark.parametrize(
     ("given", "known", "archs"),
     [
-        (None, {80, 86, 90, 100, 120}, ("80", "90a", "100", "120")),
+        (None, {75, 80, 86, 90, 100, 120}, ("75", "80", "90a", "100", "120")),
         (None, {80, 90}, ("80", "90a")),
         ("90a", {80, 90}, ("90a",)),
         ("80;100f", {80, 90, 100}, ("80", "100f")),
@@ -161,7 +161,7 @@ def test_architectures(given, known, archs):
         ("80,90", "'80,90' is not an architecture"),
         ("80;", "'' is not an architecture"),
         ("", "'' is not an architecture"),
-        ("75", "too old"),
+        ("70", "too old"),
         ("80;120", "this nvcc knows 80, 90, not '120'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Every CUDA kernel compiles without a GPU, and fits: registers, spills, shared memory.
 
-FUSEDRNN_TEST_ARCHS names the architectures ("80 90a 100 120" are all that are shipped).
+FUSEDRNN_TEST_ARCHS names the architectures ("75 80 90a 100 120" are all that are shipped).
 """
 
 import os

@@ -157,12 +157,12 @@ def test_different_cells_get_lines_of_their_own(monkeypatch):
     ],
 )
 def test_which_code_a_gpu_runs(monkeypatch, archs, capability, code):
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda_archs": archs})
+    monkeypatch.setattr(_native, "ARCHS", tuple(filter(None, archs.split(","))))
     assert _native.cuda_code(capability) == code
 
 
 def test_a_gpu_is_named_with_the_code_that_fits_it(monkeypatch):
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda_archs": "80,90a"})
+    monkeypatch.setattr(_native, "ARCHS", ("80", "90a"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
@@ -172,6 +172,41 @@ def test_a_gpu_is_named_with_the_code_that_fits_it(monkeypatch):
     assert found["cuda:1"].endswith(
         "has no code for it; rebuild with FUSEDRNN_CUDA=on FUSEDRNN_ARCHS=120"
     )
+
+
+@pytest.fixture
+def old_gpu(monkeypatch):
+    """A GPU for which a library with code for 80 and 90a has none."""
+    monkeypatch.setattr(_native, "ARCHS", ("80", "90a"))
+    monkeypatch.setattr(_native, "HAS_CUDA", True)
+    monkeypatch.setattr(_native, "MISSING", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7, 5))
+    monkeypatch.setattr(_backend, "_uncovered", {})
+
+
+def test_a_gpu_without_code_is_an_obstacle_with_the_fix(old_gpu, monkeypatch):
+    reason = _backend.obstacle("cuda", "cuda")
+    assert reason == (
+        "the GPU is sm_75, and the library has no code for it; "
+        "rebuild with FUSEDRNN_CUDA=on FUSEDRNN_ARCHS=75"
+    )
+    monkeypatch.setattr(_backend, "_HAS_TRITON", True)
+    assert _backend.choose("cuda", {}) == ("triton", f"not cuda: {reason}")
+    with _backend.backend("cuda"), pytest.raises(RuntimeError, match="FUSEDRNN_ARCHS=75"):
+        _backend.choose("cuda", {})
+
+
+def test_the_question_does_not_break_a_compiled_graph(monkeypatch):
+    monkeypatch.setattr(_native, "HAS_CUDA", True)
+    monkeypatch.setattr(_native, "MISSING", None)
+
+    def f(x):
+        return x - 1 if _backend.obstacle("cuda", "cuda") else x + 1
+
+    compiled = torch.compile(f, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(())) == f(torch.zeros(()))
 
 
 def test_no_gpu_is_said_and_so_is_a_gpu_without_kernels(monkeypatch):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHS = ("80", "90a", "100", "120")
+ARCHS = ("75", "80", "90a", "100", "120")
 DTYPES = {
     "double": "float64",
     "float": "float32",

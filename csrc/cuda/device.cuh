@@ -58,10 +58,9 @@ __device__ inline void round_to(float& to, float v) { to = v; }
 __device__ inline void round_to(__nv_bfloat16& to, float v) { to = __float2bfloat16_rn(v); }
 __device__ inline void round_to(__half& to, float v) { to = __float2half_rn(v); }
 
-// CTAs are numbered in one dimension only: the others end at 65535.
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 #ifndef FUSEDRNN_CUDA_HOST
+// CTAs are numbered in one dimension only: the others end at 65535.
+//
 // Returns null or what is wrong. The launch's own code, not cudaGetLastError's, which may be
 // another call's; that one is cleared, so that nobody reports this error a second time.
 template <class... P, class... A>

@@ -30,6 +30,8 @@ const char* Stepwise<Cell, kType>::forward(const SequenceForward& p, void* works
   if (n.B == 0) return nullptr;
   FRNN_TRY(refusal<Cell>(n, p.weight_hr));
   const auto stream = static_cast<cudaStream_t>(to);
+  // CTAs of a launch whose results are H wide, and P wide.
+  const int64_t over_h = StepwiseTile::ctas(n.B, n.H), over_p = StepwiseTile::ctas(n.B, n.P);
   Pieces pieces{static_cast<char*>(workspace)};
   auto state = ForwardState<Cell, Data>::in(pieces, n);
   const int64_t inner = (Cell::kStates - 1) * n.B * n.H;
@@ -39,13 +41,12 @@ const char* Stepwise<Cell, kType>::forward(const SequenceForward& p, void* works
   for (int64_t i = 0; i < n.T; ++i) {
     const int64_t t = n.reverse ? n.T - 1 - i : i;
     if constexpr (Cell::kSecond > 0) {
-      FRNN_TRY(launch(forward_operand<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, state, t));
+      FRNN_TRY(launch(forward_operand<Cell, Data>, over_h, kThreads, stream, p, state, t));
     }
-    FRNN_TRY(launch(forward_step<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, state, t));
+    FRNN_TRY(launch(forward_step<Cell, Data>, over_h, kThreads, stream, p, state, t));
     if constexpr (Cell::kSecond == 0) {
       if (p.weight_hr != nullptr) {
-        FRNN_TRY(
-            launch(forward_projection<Cell, Data>, tiles(n.B, n.P), kThreads, stream, p, state, t));
+        FRNN_TRY(launch(forward_projection<Cell, Data>, over_p, kThreads, stream, p, state, t));
       }
     }
     std::swap(state.operand, state.next);
@@ -61,6 +62,8 @@ const char* Stepwise<Cell, kType>::backward(const SequenceBackward& p, void* wor
   if (n.B == 0) return nullptr;
   FRNN_TRY(refusal<Cell>(n, p.weight_hr));
   const auto stream = static_cast<cudaStream_t>(to);
+  // CTAs of a launch whose results are H wide, and P wide.
+  const int64_t over_h = StepwiseTile::ctas(n.B, n.H), over_p = StepwiseTile::ctas(n.B, n.P);
   Pieces pieces{static_cast<char*>(workspace)};
   const auto carry = BackwardState<Cell, Data>::in(pieces, n);
   const int64_t inner = (Cell::kStates - 1) * n.B * n.H;
@@ -74,18 +77,16 @@ const char* Stepwise<Cell, kType>::backward(const SequenceBackward& p, void* wor
     const BackStep step = {time(i), time(i - 1), time(i + 1)};
     if constexpr (Cell::kSecond == 0) {
       if (p.weight_hr != nullptr) {
-        FRNN_TRY(
-            launch(backward_state<Cell, Data>, tiles(n.B, n.P), kThreads, stream, p, carry, step));
+        FRNN_TRY(launch(backward_state<Cell, Data>, over_p, kThreads, stream, p, carry, step));
       }
     }
-    FRNN_TRY(launch(backward_step<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, carry, step));
+    FRNN_TRY(launch(backward_step<Cell, Data>, over_h, kThreads, stream, p, carry, step));
     if constexpr (Cell::kSecond > 0) {
-      FRNN_TRY(
-          launch(backward_operand<Cell, Data>, tiles(n.B, n.H), kThreads, stream, p, carry, step));
+      FRNN_TRY(launch(backward_operand<Cell, Data>, over_h, kThreads, stream, p, carry, step));
     }
   }
   const BackStep last = {-1, -1, time(0)};
-  FRNN_TRY(launch(backward_state<Cell, Data>, tiles(n.B, n.P), kThreads, stream, p, carry, last));
+  FRNN_TRY(launch(backward_state<Cell, Data>, over_p, kThreads, stream, p, carry, last));
   return launch_store<Data>(inner, carry.inner, p.dc0, stream);
 }
 

@@ -1,6 +1,7 @@
 // What both directions of time share: lengths, and the states on their way in and out of a
 // sequence.
 #pragma once
+#include "../plan.h"
 #include "device.cuh"
 
 namespace fusedrnn {

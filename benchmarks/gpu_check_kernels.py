@@ -1,0 +1,148 @@
+"""Every sequence kernel x cell x dtype against float64 on the card, forward and backward.
+
+The error rule is that of the tests (verify.py). The same call three times must give the same bits.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TooLate
+from multiprocessing import get_context
+
+import torch
+
+import fusedrnn
+from fusedrnn.cells import CELLS
+from fusedrnn.triton import plan as triton_plan
+
+from . import gpu_check
+from .case import Case
+from .contender import classify
+from .peers import PEERS
+from .problems import Sequence, problem, results
+from .task import Results
+from .verify import allowed, rule
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+STEPWISE, WHOLE, STEP = "stepwise CUDA", "Triton whole-sequence", "Triton per-step"
+KERNELS = {STEPWISE: "cuda", WHOLE: "triton", STEP: "triton"}
+"""Every kernel of docs/gpu-status.md, and the backend that runs it."""
+
+
+def sizes(kernel: str, cell: str, dtype: str, device: str) -> tuple[int, ...]:
+    """T, B, I, H: over more than one tile of rows and units, and not a multiple of any."""
+    if kernel != WHOLE:
+        return 33, 37, 24, 129
+    shared = triton_plan.shared_memory(torch.device(device)) if device == "cuda" else 227 << 10
+    for units in (128, 64, 32, 16):
+        kind = getattr(torch, dtype)
+        if triton_plan.plan(CELLS[cell], kind, 37, units, False, shared).whole:
+            return 33, 37, 24, units - 3
+    raise RuntimeError(f"no size of {cell} in {dtype} fits the whole-sequence kernel")
+
+
+def cases(kernel: str, cell: str, dtype: str, device: str) -> list[Case]:
+    """One direction; then both, rows of unequal length, as the kernel's own options go."""
+    shape = sizes(kernel, cell, dtype, device)
+    options = {"dtype": dtype, "device": device}
+    ragged = Case(
+        "sequence", cell, "fwdbwd", shape, layout="lengths", bidirectional=True, **options
+    )
+    return [Case("sequence", cell, "fwdbwd", shape, **options), ragged]
+
+
+def judged(got: Results, of: Sequence) -> dict[str, tuple[float, float, str]]:
+    """For each direction, the error nearest to its bound: error, bound, tensor."""
+    truth, yardstick = of.judge("")
+    worst: dict[str, tuple[float, float, str]] = {}
+    for name, value in got.items():
+        error = rule.error(value, truth[name])
+        bound = allowed(rule.error(yardstick[name], truth[name]), of)
+        direction = "backward" if name.startswith("d") else "forward"
+        before = worst.get(direction, (-1.0, 1.0, ""))
+        if not error / bound <= before[0] / before[1]:  # a NaN is the worst
+            worst[direction] = error, bound, name
+    return worst
+
+
+def check(kernel: str, case: Case, backend: str) -> list[dict[str, object]]:
+    """One case: two entries, forward and backward."""
+    about = {"kernel": kernel, "cell": case.cell, "dtype": case.dtype, "case": case.name}
+    before = torch.backends.cudnn.rnn.fp32_precision
+    try:
+        # The yardstick is torch's operator in float32: cuDNN's own choice would be tf32.
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+        of = problem(case)
+        task = PEERS["fusedrnn"].build(of)
+
+        def once() -> Results:
+            with fusedrnn.backend(backend):
+                return results(task, of)
+
+        got, *again = once(), once(), once()
+        same = all(torch.equal(got[name], other[name]) for other in again for name in got)
+        names = kernels_of(gpu_check.launched(once, case.device))
+        found = judged(got, of)
+    except Exception as error:
+        failed = {"status": "failed", "reason": classify(error).reason}
+        return [about | {"direction": d} | failed for d in ("forward", "backward")]
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
+    return [
+        about
+        | {"direction": direction, "status": "ok" if error <= bound and same else "wrong"}
+        | {"error": error, "bound": bound, "tensor": tensor, "same_bits": same, "launched": names}
+        for direction, (error, bound, tensor) in found.items()
+    ]
+
+
+OURS = re.compile(r"(?:fusedrnn::(?:\w+::)*)?((?:whole|forward|backward|operand|project)_?\w+)\b")
+"""The kernels of csrc/cuda and fusedrnn/triton by their names in a profile."""
+
+
+def kernels_of(names: Iterable[str]) -> list[str]:
+    """Which of this project's kernels are among those of a profile."""
+    found = (OURS.match(name.removeprefix("void ")) for name in names)
+    return sorted({one[1] for one in found if one})
+
+
+def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) -> None:
+    """All cells and dtypes of some kernels; where it is dry, one cell on the CPU's kernels.
+
+    With ``workers`` the cases are spread over as many processes: Triton compiles for seconds.
+    """
+    cells = ("lstm",) if run.dry else tuple(CELLS)
+    dtypes = ("float64", "bfloat16") if run.dry else DTYPES
+    todo = [
+        (kernel, case, "auto" if run.dry else KERNELS[kernel])
+        for cell in cells
+        for dtype in dtypes
+        for kernel in kernels
+        for case in cases(kernel, cell, dtype, run.device)
+    ]
+    if run.dry or not workers:
+        for one in run.in_time(todo):
+            run.add_all(check(*one))
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(check, *one) for one in todo]
+        for job in run.in_time(jobs):
+            try:
+                run.add_all(job.result(timeout=run.left))
+            except TooLate:
+                continue  # in_time says how many were left out
+            except BrokenExecutor as error:
+                run.add(status="failed", reason=f"a process died and took the rest along: {error}")
+                break
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def stepwise(run: gpu_check.Run) -> None:
+    """The CUDA kernels."""
+    run_kernels(run, (STEPWISE,))
+
+
+def triton(run: gpu_check.Run) -> None:
+    """The Triton kernels."""
+    run_kernels(run, (WHOLE, STEP), workers=min(8, os.cpu_count() or 1))

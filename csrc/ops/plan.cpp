@@ -1,0 +1,80 @@
+// The planner as ops without tensors: fusedrnn/plan.py reads and writes their text.
+#include "../plan.h"
+
+#include <sstream>
+
+#include "../cells.h"
+#include "../devices.h"
+#include "common.h"
+
+namespace fusedrnn {
+namespace {
+
+// One line a device, its fields between bars, in the order of GpuDevice.
+std::string gpu_devices() {
+  std::ostringstream out;
+  for (const GpuDevice& d : known_devices()) {
+    out << d.name << '|' << d.title << '|' << d.arch << '|' << d.sms << '|' << d.gpcs << '|'
+        << d.max_cluster << '|' << d.shared_per_cta << '|' << d.shared_per_sm << '|'
+        << d.threads_per_sm << '|' << d.fma32 << '|' << d.fma64 << '|' << d.mma16 << '|' << d.ghz
+        << '\n';
+  }
+  return out.str();
+}
+
+GpuDevice read_device(const std::string& line) {
+  std::istringstream in(line);
+  GpuDevice d;
+  std::getline(in, d.name, '|');
+  std::getline(in, d.title, '|');
+  char bar;
+  in >> d.arch >> bar >> d.sms >> bar >> d.gpcs >> bar >> d.max_cluster >> bar >>
+      d.shared_per_cta >> bar >> d.shared_per_sm >> bar >> d.threads_per_sm >> bar >> d.fma32 >>
+      bar >> d.fma64 >> bar >> d.mma16 >> bar >> d.ghz;
+  STD_TORCH_CHECK(in, "fusedrnn: not the line of a device: ", line);
+  return d;
+}
+
+DType read_dtype(const std::string& name) {
+  if (name == "float64") return DType::f64;
+  if (name == "float32") return DType::f32;
+  if (name == "bfloat16") return DType::bf16;
+  STD_TORCH_CHECK(name == "float16", "fusedrnn: dtype is '", name,
+                  "'; it must be float64, float32, bfloat16 or float16");
+  return DType::f16;
+}
+
+void write(std::ostringstream& out, const Plan& p) {
+  out << name_of(p.kernel) << '|' << p.built << '|' << p.obstacle << '|' << p.rows << '|' << p.units
+      << '|' << p.depth << '|' << p.cluster << '|' << p.ctas << '|' << p.threads << '|'
+      << p.registers << '|' << p.shared << '|' << p.ctas_per_sm << '|' << p.resident_bytes << '|'
+      << p.launches << '|' << p.rounds << '|' << p.us_per_step << '|' << p.reason << '\n';
+}
+
+// One line a kernel, in the order of plans(), the fields of Plan between bars.
+std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
+                           int64_t P, bool projection, bool backward, int64_t directions,
+                           std::string device) {
+  PlanProblem problem{0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
+#define X(...)                             \
+  if (cell == __VA_ARGS__::kName) {        \
+    problem.gates = __VA_ARGS__::kGates;   \
+    problem.second = __VA_ARGS__::kSecond; \
+  }
+  FRNN_FOR_EACH_CELL(X)
+#undef X
+  STD_TORCH_CHECK(problem.gates > 0, "fusedrnn: no cell named '", cell, "'");
+  STD_TORCH_CHECK(T > 0 && B > 0 && H > 0 && P > 0 && (directions == 1 || directions == 2),
+                  "fusedrnn: T, B, H and P must be positive, directions 1 or 2");
+  std::ostringstream out;
+  for (const Plan& plan : plans(problem, read_device(device))) write(out, plan);
+  return out.str();
+}
+
+}  // namespace
+}  // namespace fusedrnn
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
+  m.impl("gpu_devices", TORCH_BOX(&fusedrnn::gpu_devices));
+  m.impl("sequence_plans", TORCH_BOX(&fusedrnn::sequence_plans));
+}

@@ -1,0 +1,107 @@
+// Which sequence kernel serves a problem on a GPU, with which tiles, and why: a pure function of
+// (problem, device). No CUDA header, no GPU: it plans for any card, and tests walk it over
+// thousands of problems.
+//
+//   stepwise   any GPU, size and type: one launch a step (and one more for each further product)
+//   grid       W_hh spread over all SMs for the whole sequence, h exchanged through L2
+//   cluster    W_hh spread over one thread-block cluster, h exchanged inside it (sm_90 and newer)
+//
+// Of these `built` says which the library has. The others are planned all the same: their capacity
+// and tiles are what the kernel to come will have to keep to. Times are a model, not measurements.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sequence.h"
+
+namespace fusedrnn {
+
+// What a plan depends on, of one GPU. csrc/devices.h has those known by name.
+struct GpuDevice {
+  std::string name, title;
+  int arch;            // compute capability: 10 * major + minor
+  int sms;             // streaming multiprocessors
+  int gpcs;            // groups of SMs, which no cluster crosses; 0: no clusters
+  int max_cluster;     // CTAs of a cluster, the non-portable size included; 1: no clusters
+  int shared_per_cta;  // bytes, opted in
+  int shared_per_sm;   // bytes
+  int threads_per_sm;
+  int fma32, fma64;  // multiply-adds a clock and SM
+  int mma16;         // the same by mma.sync on 16-bit data
+  double ghz;        // boost clock
+};
+
+constexpr int kRegistersPerSm = 65536, kRegistersPerThread = 255;
+constexpr int kSharedReserved = 1024;  // bytes that the system takes of each CTA, from sm_80 on
+
+struct PlanProblem {
+  int gates, second;   // Cell::kGates, Cell::kSecond
+  int64_t T, B, H, P;  // as in sequence.h
+  DType dtype;
+  bool projection;
+  bool backward;
+  int directions;  // 1 or 2
+};
+
+enum class SequenceKernel : int { cluster, grid, stepwise };
+const char* name_of(SequenceKernel);
+
+// How one kernel would serve a problem.
+struct Plan {
+  SequenceKernel kernel;
+  bool built = false;          // whether this library has it
+  std::string obstacle = "";   // why it cannot serve the problem on the device; empty: it can
+  int64_t rows = 0;            // batch rows of one pass ...
+  int64_t units = 0;           // ... and hidden units of one CTA
+  int depth = 0;               // of the product at a time, where W_hh is not resident; else 0
+  int cluster = 1;             // CTAs of one cluster
+  int64_t ctas = 0;            // of one launch, all directions that run at once
+  int threads = 0;             // of one CTA
+  int registers = 0;           // of one thread, at most
+  int shared = 0;              // bytes of one CTA
+  int ctas_per_sm = 0;         // that fit at once
+  int64_t resident_bytes = 0;  // of W_hh in one CTA for the whole sequence
+  int64_t launches = 0;        // of the whole sequence, states in and out not counted
+  int64_t rounds = 1;          // times that the SMs are filled in each step
+  double us_per_step = 0;      // predicted
+  std::string reason = "";     // why these tiles
+};
+
+// All three kernels, the one to run first: the fastest of those built that can serve.
+std::vector<Plan> plans(const PlanProblem&, const GpuDevice&);
+
+Plan plan_stepwise(const PlanProblem&, const GpuDevice&);
+Plan plan_grid(const PlanProblem&, const GpuDevice&);
+Plan plan_cluster(const PlanProblem&, const GpuDevice&);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
+
+// The tile of the stepwise kernels, by the bytes of one element. csrc/cuda/product.cuh is written
+// for it and takes it from here.
+struct StepwiseTile {
+  static constexpr int kThreads = 128, kRows = 32, kUnits = 16;
+  // Deeper where there are few gates: with them the weights' tile is small, and what a CTA has on
+  // its way from memory at once is what its speed depends on.
+  static constexpr int depth(int gates, int item) {
+    return (item == 2 ? 64 : 32) * (gates <= 2 ? 2 : 1);
+  }
+  // CTAs that an SM must be able to hold (__launch_bounds__). That leaves 168 registers a thread,
+  // 255 in double.
+  static constexpr int ctas_per_sm(int item) { return item == 8 ? 2 : 3; }
+  static constexpr int64_t ctas(int64_t rows, int64_t units) {
+    return (rows + kRows - 1) / kRows * ((units + kUnits - 1) / kUnits);
+  }
+  // Bytes of shared memory: both tiles, or afterwards the sums that threads share. `split`: how
+  // many threads share one sum, since one or two gates leave some free.
+  static constexpr int shared(int gates, int item, bool by_rows) {
+    const int pad = 16 / item, split = gates == 1 ? 4 : gates == 2 ? 2 : 1;
+    const int deep = depth(gates, item), a = kRows * (deep + pad);
+    const int w = by_rows ? gates * kUnits * (deep + pad) : deep * (kUnits + (item == 2 ? pad : 0));
+    const int sums = split * gates * kRows * kUnits * (item == 8 ? 8 : 4);
+    return (a + w) * item > sums ? (a + w) * item : sums;
+  }
+};
+
+}  // namespace fusedrnn

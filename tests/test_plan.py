@@ -1,0 +1,184 @@
+"""The planner: every problem has a plan, every plan fits its card and says what the kernels do."""
+
+import re
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fusedrnn import __main__ as command
+from fusedrnn import _native, plan
+from fusedrnn.cells import CELLS
+
+pytestmark = pytest.mark.skipif(_native.MISSING is not None, reason=f"planner: {_native.MISSING}")
+ROOT = Path(__file__).parents[1]
+KERNELS = {"stepwise", "grid", "cluster"}
+REGISTERS, RESERVED = 65536, 1024  # of an SM; bytes of shared memory that the system takes of a CTA
+
+
+def fits(one, card):
+    """Whether a card can hold the CTAs that a plan counts on."""
+    n = one.ctas_per_sm
+    return (
+        n >= 1
+        and one.shared <= card.shared_per_cta
+        and (one.shared + RESERVED) * n <= card.shared_per_sm
+        and one.threads % 32 == 0
+        and one.threads * n <= min(1024 * n, card.threads_per_sm)
+        and one.registers <= 255
+        and one.registers * one.threads * n <= REGISTERS
+        and 1 <= one.cluster <= card.max_cluster
+        and one.ctas % one.cluster == 0
+        and one.ctas < 2**31
+    )
+
+
+def covers(one, cell, B, H, dtype, directions):
+    """Whether its CTAs reach every unit of every row, and hold W_hh where they say so."""
+    slices = one.cluster if one.kernel == "cluster" else -(-H // one.units)
+    if one.kernel == "stepwise":
+        return slices * one.units >= H and one.ctas >= slices * -(-B // one.rows)
+    groups = one.ctas // slices
+    weights = len(cell.gates) * H * H * dtype.itemsize
+    at_once = groups * one.rows * (one.rounds if one.kernel == "grid" else 1)
+    return (
+        slices * one.units >= H
+        and at_once >= B * directions
+        and slices * one.resident_bytes >= weights
+        and one.launches == 1
+    )
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_problem_has_a_plan_and_every_plan_fits(name):
+    """5,040 problems a cell, three kernels each."""
+    problems = product(
+        plan.devices().values(), (1, 7, 16, 64, 300), (1, 16, 128, 200, 512, 768, 1024, 2000, 4096),
+        plan.DTYPES.values(), (False, True), (False, True),
+    )  # fmt: skip
+    seen = set()
+    for card, B, H, dtype, backward, both in problems:
+        if both and dtype == torch.float16:
+            continue  # as bfloat16
+        found = plan.plans(
+            name, 100, B, H, dtype=dtype, backward=backward, bidirectional=both, device=card
+        )
+        about = (name, B, H, dtype, backward, both, card.name)
+        assert {one.kernel for one in found} == KERNELS, about
+        assert found[0].runs, about
+        for one in found:
+            if one.obstacle:
+                assert not one.reason and one.ctas == 0, (about, one)
+                continue
+            assert one.us_per_step > 0 and one.reason, (about, one)
+            assert fits(one, card), (about, one)
+            assert covers(one, CELLS[name], B, H, dtype, 1 + both), (about, one)
+            if one.kernel == "grid":  # which waits for others: all must be there at once
+                assert one.ctas <= card.sms * one.ctas_per_sm, (about, one)
+            seen.add(one.kernel)
+    assert seen == KERNELS
+
+
+def test_the_order_is_what_runs_then_what_does_not_exist_then_what_cannot():
+    for card, H in product(plan.devices(), (64, 512, 3000)):
+        found = plan.plans("lstm", 9, 16, H, dtype=torch.bfloat16, device=card)
+        ranks = [(bool(p.obstacle), not p.built) for p in found]
+        assert ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize("dtype", plan.DTYPES)
+@pytest.mark.parametrize("name", CELLS)
+def test_what_the_planner_says_the_compiler_says_too(name, dtype):
+    """docs/kernel-table.md is ptxas's own account of the stepwise kernels."""
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in (ROOT / "docs/kernel-table.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    title, table = rows[0], [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+    registers = [column for column in title if column.startswith("sm_")]
+    for backward in (False, True):
+        mine = [
+            row
+            for row in table
+            if (row["cell"], row["dtype"]) == (name, dtype)
+            and row["kernel"].startswith("backward" if backward else "forward")
+            and row["kernel"] != "forward_projection"  # there is none in this problem
+        ]
+        (one,) = (
+            p
+            for p in plan.plans(
+                name, 9, 40, 200, dtype=plan.DTYPES[dtype], backward=backward, device="h200"
+            )
+            if p.kernel == "stepwise"
+        )
+        assert one.shared == max(int(row["shared"]) for row in mine)
+        assert one.registers >= max(int(row[column]) for row in mine for column in registers)
+
+
+def test_capacities_worked_out_by_hand():
+    """LSTM in bfloat16: 128 KB of weights fill the registers of 16 CTAs at H = 512."""
+
+    def of(kernel, H, **options):
+        found = plan.plans("lstm", 1024, 16, H, dtype=torch.bfloat16, device="h200", **options)
+        return next(p for p in found if p.kernel == kernel)
+
+    full = of("cluster", 512)
+    assert (full.cluster, full.units, full.resident_bytes) == (16, 32, 128 << 10)
+    assert (full.threads, full.registers) == (256, 182)  # as nvcc 13.0 has it for sm_90a
+    assert of("cluster", 512, backward=True).registers == 254
+    assert not of("cluster", 768).obstacle
+    assert "more than the largest cluster" in of("cluster", 1024).obstacle
+    assert not of("grid", 2048).obstacle and of("grid", 4096).obstacle
+    assert "projected" in of("cluster", 512, proj_size=100).obstacle
+    assert "no thread-block clusters" in plan.plans("gru", 9, 9, 64, device="a100")[-1].obstacle
+
+
+def test_the_card_in_the_machine_is_described_by_torch(monkeypatch):
+    seen = SimpleNamespace(
+        name="NVIDIA H200 NVL", major=9, minor=0, multi_processor_count=114,
+        shared_memory_per_block_optin=200_000, shared_memory_per_multiprocessor=210_000,
+        max_threads_per_multi_processor=2048,
+    )  # fmt: skip
+    card = plan.like_known(seen)
+    assert (card.name, card.title, card.sms) == ("here", "NVIDIA H200 NVL", 114)
+    assert card.gpcs == plan.devices()["h200"].gpcs
+    ada = plan.like_known(
+        SimpleNamespace(**vars(seen) | {"name": "another", "minor": 9, "major": 8})
+    )
+    assert ada.arch == 89 and ada.max_cluster == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: seen)
+    assert plan.here() == card
+    assert plan.plans("gru", 5, 6, 7)[0].runs
+
+
+def test_wrong_arguments_name_what_is_right(monkeypatch):
+    for options, said in (
+        ({"cell": "gru2"}, "must be one of lstm, gru"),
+        ({"device": "v100"}, "or one of a100, h100"),
+        ({"dtype": torch.int8}, "must be one of float64"),
+        ({"B": 0}, "B is 0; it must be at least 1"),
+        ({"proj_size": 9}, "between 1 and 7"),
+        ({"cell": "gru_reset_before", "proj_size": 2}, "a second product takes none"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            plan.plans(**{"cell": "lstm", "T": 5, "B": 3, "H": 8, "device": "h100"} | options)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="sees no GPU to plan for; name a card: a100"):
+        plan.plans("lstm", 5, 3, 8)
+
+
+def test_the_command(capsys):
+    arguments = "plan --cell gru -T 1024 -B 16 -H 768 --dtype bf16 --device h200".split()
+    assert command.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("stepwise: runs; ") and "a model, nothing measured" in out
+    assert out.count("not in this library yet") == 2
+    assert command.main([*arguments[:-1], "v100"]) == 2
+    assert "device is 'v100'" in capsys.readouterr().err
+    help_ = command._parser()._subparsers._group_actions[0].choices["plan"].format_help()
+    assert all(name in help_ for name in plan.devices())
