@@ -42,7 +42,7 @@ class Plan:
         """Every row to come, none of them measured."""
         rows = []
         for case in self.cases:
-            names = [n for n in self.peers[case.op] if case.op in PEERS[n].ops]
+            names = [n for n in self.peers[case.op] if PEERS[n].takes_part(case)]
             for name in names:
                 goal = GOALS.get((case, name))
                 rows.append(Row(case, name, ours=PEERS[name].ours, goal=goal))

@@ -9,7 +9,7 @@ from fusedrnn.cells import CELLS
 
 from .case import Case
 
-LAYERS = ("torch.nn", "fusedrnn")
+LAYERS = ("torch.nn", "fusedrnn", "fusedrnn padded")
 CELL_LOOPS = ("torch.nn cell", "fusedrnn cell")
 OUTPUT_LAYERS = (
     "linear+cross_entropy",

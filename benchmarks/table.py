@@ -155,7 +155,7 @@ def summary(run: Run) -> list[str]:
         text += [f"Goals met: {goals - len(missed)} of {goals}."] + missed
     floors = sorted(f for _, rows in timed if (f := noise(rows)) is not None)
     if floors:
-        middle, high = floors[len(floors) // 2], floors[int(0.9 * (len(floors) - 1))]
+        middle, high = floors[len(floors) // 2], floors[round(0.9 * (len(floors) - 1))]
         text.append(
             f"Noise: two copies of ours differ by {middle - 1:.1%} (median), {high - 1:.1%} (90%)."
         )
@@ -177,16 +177,11 @@ def decoding(run: Run) -> list[str]:
 
 
 def layouts(run: Run) -> list[str]:
-    """What lengths and packed input cost us against padded input of the same size."""
-    mine = {
-        row.case: row
-        for row in run.rows
-        if row.status == "ok" and row.peer == "fusedrnn" and not row.twin
-    }
+    """What lengths and packed input cost us, against rows that are all T long."""
     text = []
-    for case, row in mine.items():
-        padded = mine.get(case.on(layout="padded"))
-        if case.layout != "padded" and padded:
-            share = row.median / padded.median
-            text.append(f"  {case.name}: {share:.2f}")
+    for case, rows in run.by_case():
+        timed = {row.peer: row.samples for row in rows if row.status == "ok" and not row.twin}
+        if "fusedrnn" in timed and "fusedrnn padded" in timed:
+            point, low, high = ratio(timed["fusedrnn"], timed["fusedrnn padded"])
+            text.append(f"  {case.name}: {point:.2f} ({low:.2f}-{high:.2f})")
     return ["Rows of T/2 to T steps, of our time with all T long:", *text] if text else []

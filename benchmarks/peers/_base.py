@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ..case import Case
+from ..case import LAYOUTS, Case
 from ..task import Task
 
 
@@ -22,6 +22,7 @@ class Peer:
         needs: the module it is in, or None.
         get: how to get that.
         devices: on which types of device it runs.
+        layouts: in cases of which layouts it takes part.
         ours: whether it is this package.
         note: what else a reader must know.
     """
@@ -33,8 +34,13 @@ class Peer:
     needs: str | None = None
     get: str = ""
     devices: tuple[str, ...] = ("cpu", "cuda")
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
     ours: bool = False
     note: str = ""
+
+    def takes_part(self, case: Case) -> bool:
+        """Whether a case of such an operation and layout has a row for it."""
+        return case.op in self.ops and case.layout in self.layouts
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine at all, and what would help; None: it can."""

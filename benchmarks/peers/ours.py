@@ -31,6 +31,21 @@ def packed(module: object, x: Tensor, lengths: Tensor) -> Results:
     return outputs((pad_packed_sequence(y, total_length=len(x))[0], state))
 
 
+@peer(
+    "fusedrnn padded",
+    "sequence",
+    what="as fusedrnn, with all rows T long",
+    layouts=("lengths", "packed"),
+    note="another model: all rows are T long; what lengths cost is measured against it",
+)
+def padded(problem: Sequence) -> Task:
+    """The same numbers without lengths."""
+    twin = Sequence(problem.case.on(layout="padded"))
+    task = layer(twin)
+    task.truth = lambda: twin.judge("")[0]
+    return task
+
+
 CELL_MODULES = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn_tanh": "RNNCell"}
 
 
