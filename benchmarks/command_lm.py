@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from . import corpus as corpora
-from . import environment, lm
+from . import environment, lm, lm_time
 from .case import CaseError
 from .command_run import several
 from .demo import Run as Training
@@ -63,7 +63,7 @@ def output_name(text: str) -> str:
     raise CaseError(f"--outputs {text}: write full, huffman, two-level or a number of classes")
 
 
-def chosen_rows(options: argparse.Namespace) -> list[lm.Row]:
+def chosen_rows(options: argparse.Namespace) -> list[lm_time.Row]:
     """Each cell with each output layer; beside the full ones torch.nn's recurrence."""
     cells = options.cells or (["rnn"] if options.table3 else list(CELLS))
     outputs = options.outputs or (TABLE3 if options.table3 else ("full", "100", "huffman"))
@@ -74,13 +74,13 @@ def chosen_rows(options: argparse.Namespace) -> list[lm.Row]:
     for cell in cells:
         for output in map(output_name, outputs):
             if output == FULL and not options.table3:
-                rows.append(lm.Row(f"torch.nn.{CELLS[cell]}", output))
-            rows.append(lm.Row(f"fusedrnn.{CELLS[cell]}", output))
+                rows.append(lm_time.Row(f"torch.nn.{CELLS[cell]}", output))
+            rows.append(lm_time.Row(f"fusedrnn.{CELLS[cell]}", output))
     return rows
 
 
 def trainer(
-    row: lm.Row, corpus: corpora.Corpus, options: argparse.Namespace, device: torch.device,
+    row: lm_time.Row, corpus: corpora.Corpus, options: argparse.Namespace, device: torch.device,
     steps: int, weights: dict[str, dict],
 ) -> lm.Trainer:  # fmt: skip
     """A row's model, with the initial weights of those rows that have the same parameters."""
@@ -115,7 +115,7 @@ def content(training: Training, options: argparse.Namespace) -> dict[str, object
                     "seconds_per_epoch": round(len(corpus.train) / speed, 2),
                     "perplexity": round(row.perplexity, 3),
                     "steps": row.steps,
-                    "milliseconds": {part: round(row.ms(part), 4) for part in lm.PARTS},
+                    "milliseconds": {part: round(row.ms(part), 4) for part in lm_time.PARTS},
                 }
             )
     return {

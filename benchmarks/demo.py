@@ -22,7 +22,8 @@ import fusedrnn
 from . import corpus as corpora
 from . import demo_page
 from .environment import cores, processor
-from .lm import FUSED, OUTPUTS, PARTS, RECURRENCES, TORCH, LanguageModel, Row, Trainer, backends
+from .lm import FUSED, OUTPUTS, RECURRENCES, TORCH, LanguageModel, Trainer, backends
+from .lm_time import PARTS, Row
 from .progress import Progress
 
 TURN = 10  # steps of a row before the next row's turn

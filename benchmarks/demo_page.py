@@ -6,7 +6,8 @@ Legible without colour: rows have numbers, curves have marks and end in labels, 
 from collections.abc import Sequence
 from html import escape
 
-from .lm import PARTS, TORCH, Row
+from .lm import TORCH
+from .lm_time import PARTS, Row
 from .svg import STYLE, WIDTH, apart, mark, svg, text, ticks
 
 TITLE = "fusedrnn beside torch.nn: one language model, six ways"

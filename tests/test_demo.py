@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks import corpus, demo, demo_page, lm
+from benchmarks import corpus, demo, demo_page, lm, lm_time
 
 ROOT = Path(__file__).parent.parent
 WORDS = "the of and to in a is that for it as was with be by on not he his but at are this".split()
@@ -133,7 +133,7 @@ def trainer(recurrence, output, text, dtype=torch.float32, weights=None, **optio
 def test_gradients_taken_in_parts_are_those_of_one_backward():
     ours, _ = trainer(lm.FUSED, "two-level", make_text(), torch.float64)
     inputs, targets = (part[:7] for part in ours.data)
-    ours._gradients(inputs, targets, lm.Stopwatch(torch.device("cpu")))
+    ours._gradients(inputs, targets, lm_time.Stopwatch(torch.device("cpu")))
     parts = [p.grad.clone() for p in ours.model.parameters()]
     ours.optimizer.zero_grad()
     h, _ = ours.model.recurrence(ours.model.embedding(inputs))
@@ -173,7 +173,7 @@ def test_learning_rate_falls_to_nothing():
 
 
 def test_stopwatch_adds_up_what_lies_between_marks():
-    watch = lm.Stopwatch(torch.device("cpu"))
+    watch = lm_time.Stopwatch(torch.device("cpu"))
     moments = [10.0, 11.0, 13.0, 13.5, 14.0]
     with mock.patch("time.perf_counter", side_effect=moments):
         for name in ("", "rest", "recurrence", "output", "recurrence"):
@@ -182,12 +182,12 @@ def test_stopwatch_adds_up_what_lies_between_marks():
 
 
 def test_a_stalled_turn_counts_for_nothing():
-    row = lm.Row(lm.TORCH, "Huffman")
+    row = lm_time.Row(lm.TORCH, "Huffman")
     for seconds in (1.0, 1.0, 50.0, 1.0, 0.2, 1.0, 1.0, 1.0):
         parts = {"recurrence": seconds / 2, "output": seconds / 4, "rest": seconds / 4}
-        row.turns.append(lm.Turn(10, 100, 3.0, parts))
+        row.turns.append(lm_time.Turn(10, 100, 3.0, parts))
     assert row.tokens_per_second == 100.0
-    assert [row.ms(part) for part in lm.PARTS] == [50.0, 25.0, 25.0]
+    assert [row.ms(part) for part in lm_time.PARTS] == [50.0, 25.0, 25.0]
     assert row.quartiles == (100.0, 100.0)
 
 
@@ -285,9 +285,9 @@ def test_page_shows_every_row_in_table_bars_and_curves(finished):
 
 
 def test_names_are_escaped_in_the_page():
-    row = lm.Row("<b>", "a&b")
+    row = lm_time.Row("<b>", "a&b")
     for _ in range(2):
-        row.turns.append(lm.Turn(1, 10, 2.0, dict.fromkeys(lm.PARTS, 1e-3)))
+        row.turns.append(lm_time.Turn(1, 10, 2.0, dict.fromkeys(lm_time.PARTS, 1e-3)))
     page = Page(demo_page.render([row], ["h"], [["<i>"]], {"k": "<u>"}, "<s>"))
     assert not {"b", "i", "u", "s"} & {tag for tag, _ in page.seen}
 
