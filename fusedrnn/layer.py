@@ -112,10 +112,14 @@ class RecurrentLayer(nn.Module):
                     "pass one of the two"
                 )
             self._check_input(input.data, 2)
-            x, sizes = rnn.unpack(input)
-            states = self._states(states, x, x.shape[1], True)
-            y, states = self._run(x, states, sizes.to(x.device))
-            return rnn.pack(y, sizes, input), states
+            rows = rnn.unpack(input)
+            states = self._states(states, rows.x, len(rows.lengths), True)
+            if input.sorted_indices is not None:
+                states = tuple(s.index_select(1, input.sorted_indices) for s in states)
+            y, states = self._run(rows.x, states, rows.lengths)
+            if input.unsorted_indices is not None:
+                states = tuple(s.index_select(1, input.unsorted_indices) for s in states)
+            return rows.pack(y, input), states
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"

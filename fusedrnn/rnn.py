@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
 from .cells import Cell
@@ -104,19 +104,27 @@ def _as_autocast_says(
     return x, states, [tuple(w.to(dtype) for w in layer) for layer in layers]
 
 
-def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """The padded ``[T, B, I]`` tensor and the lengths, in the batch's original order."""
-    x, lengths = pad_packed_sequence(packed)
-    return x, lengths
+class Unpacked(NamedTuple):
+    """A PackedSequence as a padded batch, its rows in the order of the packing."""
+
+    x: Tensor  # [T, B, I], zero beyond a row's end
+    lengths: Tensor  # [B]
+    places: Tensor  # where each row of the packed data lies in [T*B]
+
+    def pack(self, y: Tensor, like: PackedSequence) -> PackedSequence:
+        """Pack ``y`` ``[T, B, *]`` as ``like`` is packed."""
+        data = y.flatten(0, 1).index_select(0, self.places)
+        return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
 
 
-def pack(y: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
-    """Pack ``y`` ``[T, B, *]`` as ``like`` is packed."""
-    if like.sorted_indices is not None:
-        y = y.index_select(1, like.sorted_indices)
-        lengths = lengths[like.sorted_indices.to(lengths.device)]
-    data = pack_padded_sequence(y, lengths).data
-    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+def unpack(packed: PackedSequence) -> Unpacked:
+    """One copy for all steps, where ``pad_packed_sequence`` makes one for each."""
+    data, sizes = packed.data, packed.batch_sizes
+    steps, batch = len(sizes), int(sizes[0])
+    alive = torch.arange(batch) < sizes.unsqueeze(1)  # [T, B]
+    places = alive.flatten().nonzero().squeeze(1).to(data.device)
+    x = data.new_zeros(steps * batch, *data.shape[1:]).index_copy(0, places, data)
+    return Unpacked(x.unflatten(0, (steps, batch)), alive.sum(0).to(data.device), places)
 
 
 def checked_lengths(lengths: object, x: Tensor, batch: int, steps: int) -> Tensor:
