@@ -61,7 +61,7 @@ class Axes:
 
 def number(value: float) -> str:
     """A short form: 0.01, 5, 1k."""
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+    return f"{value:g}" if value % 1000 or not value else f"{value / 1000:g}k"
 
 
 def titled(shape: str, title: str) -> str:
