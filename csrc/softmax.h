@@ -4,6 +4,9 @@
 //   node of one row:    s = w.x + b,  log p(0) = log sigmoid(s),  log p(1) = log sigmoid(-s)
 //   node of k >= 2:     z = W x + b,  log p(j) = z_j - log sum_i exp(z_i)
 //
+// What training maximises may differ from log p: with label smoothing e and z-loss c, at each node
+//   (1 - e) log p(branch) + e mean_j log p(j) - c lse^2       c: nodes of k >= 2 alone
+//
 // Sizes: N tokens, H features, V words, M nodes in preorder, R weight rows, E = V + M - 1 branches.
 // All tensors are contiguous. "data" is the tensors' dtype; "wide" is float for 16-bit data, else
 // data.
@@ -33,7 +36,8 @@ struct SoftmaxVisit {
 
 // Which tokens meet which nodes: visits in preorder, hence in order of rows.
 struct SoftmaxPlan {
-  const int64_t* order;  // [N]      sorted place -> token; stable
+  const int64_t* order;  // [N]      sorted place -> token; stable; ignored tokens last
+  int64_t tokens;        //          how many are not ignored
   const SoftmaxVisit* visits;
   int64_t count;
   const int32_t* branch;  // [slots]  the branch that each (node, token) pair takes
@@ -46,20 +50,22 @@ struct SoftmaxSizes {
   int threads;
 };
 
-// saved[] holds, for every visit, d log p / d logit of its own node: [rows x tokens], cut into
+// saved[] holds, for every visit, d objective / d logit of its own node: [rows x tokens], cut into
 // panels of neighbouring tokens; how wide is the kernel's affair.
 struct SoftmaxForward {
   SoftmaxSizes n;
+  double smoothing, z_loss;
   const void* input;   // [N, H]  data
   const void* weight;  // [R, H]  data
   const void* bias;    // [R]     data, or null
-  void* output;        // [N]     wide: log p(target)
+  void* output;        // [N]     wide: log p(target); of ignored tokens 0
+  void* objective;     // [N]     wide, or null: it is log p
   void* saved;         // wide, or null: nothing is kept for backward
 };
 
 struct SoftmaxBackward {
   SoftmaxSizes n;
-  const void* grad;  // [N]     wide: gradient of output
+  const void* grad;  // [N]     wide: gradient of the objective
   const void* input;
   const void* weight;
   const void* saved;
@@ -69,8 +75,41 @@ struct SoftmaxBackward {
   void* dbias;    // [R]     data, or null
 };
 
+// From all logits to the log-probabilities of all words, or, where there is a grad, to the gradient
+// of the logits. All are wide.
+struct LogSoftmax {
+  int64_t N;
+  DType dtype;  // of all: f64 or f32
+  int threads;
+  SoftmaxTree tree;
+  const int32_t* word;  // [V]     of each leaf, or null: its own rank
+  const void* logits;   // [N, R]
+  const void* grad;     // [N, V], or null
+  void* out;            // [N, V], or the gradient of the logits [N, R]
+};
+
+// The k most probable words (best first), or a word drawn at random, without all logits.
+struct SoftmaxSearch {
+  SoftmaxSizes n;
+  SoftmaxTree tree;
+  const int32_t* word;  // [V]     of each leaf
+  int64_t widest;       //         rows of the widest node
+  const void* input;    // [N, H]  data
+  const void* weight;   // [R, H]  data
+  const void* bias;     // [R]     data, or null
+  const void* root;     // [N, rows of the root]  wide: its logits
+  int64_t k;
+  const double* uniform;  // [N] in [0, 1): draw a word; null: search
+  double scale;           // of all logits: 1 / temperature
+  void* log_prob;         // [N, k]  wide
+  int64_t* words;         // [N, k]
+  int64_t* rows;          // [N]     logits that were computed
+};
+
 // They return null when all is well, else what is wrong.
 const char* cpu_softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);
 const char* cpu_softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&);
+const char* cpu_log_softmax(const LogSoftmax&);
+const char* cpu_softmax_search(const SoftmaxSearch&);
 
 }  // namespace fusedrnn

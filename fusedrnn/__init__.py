@@ -2,6 +2,7 @@
 
 from . import init
 from ._backend import backend
+from .adaptive import AdaptiveLogSoftmaxWithLoss
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .clip import clip_grad_norm_
 from .convert import convert
@@ -12,6 +13,7 @@ from .softmax import HierarchicalSoftmax
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveLogSoftmaxWithLoss",
     "GRU",
     "GRUCell",
     "HierarchicalSoftmax",

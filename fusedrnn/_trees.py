@@ -4,6 +4,7 @@ All of it is vectorised over the nodes, but for Huffman's merging, so a million 
 second. Walks from leaves to the root double their stride each round: log2(depth) rounds.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,99 +22,128 @@ class Tree(NamedTuple):
     branch_node: Tensor
 
 
-# What every class gets an equal share of, as a function of the counts.
-MASS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sqrt": torch.sqrt,
-    "frequency": lambda counts: counts,
-    "equal": torch.ones_like,
-}
+def layout(parent: Tensor, branch: Tensor, words: int, *, sigmoid: bool) -> Tree:
+    """Lay out a tree whose items are the words 0..V-1 and then the nodes, in any order.
 
-
-def checked_counts(counts: Sequence[int] | Sequence[float] | Tensor) -> Tensor:
-    """Counts as a CPU tensor, with the floor for words never seen."""
-    try:
-        given = torch.as_tensor(counts).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"counts must be a 1-D sequence of numbers: {error}") from error
-    if given.ndim != 1 or len(given) < 2 or given.is_complex() or given.dtype == torch.bool:
-        raise ValueError(
-            f"counts has dtype {given.dtype} and shape {tuple(given.shape)}; it must be a 1-D list "
-            "of numbers, one for each word, for at least 2 words"
-        )
-    values = given.double() if given.is_floating_point() else given.long()
-    bad = ~(values >= 0) | (values == torch.inf)
-    if bad.any():
-        word = int(bad.nonzero()[0])
-        raise ValueError(f"counts[{word}] is {values[word]}; counts must be finite and >= 0")
-    if not (seen := values[values > 0]).numel():
-        raise ValueError("counts are all zero; at least one word must have been seen")
-    return values.clamp(min=seen.min())
-
-
-def equal_mass(mass: Tensor, n: int) -> Tensor:
-    """Cut items of falling mass into n bins of like mass, none empty: the bin of each item.
-
-    A bin ends with the item that carries the running sum over its share, and each item moves on by
-    one bin at most: bin[i+1] = min(bin[i] + 1, full[i]), which unrolls to a running minimum.
+    Args:
+        parent: the node above each item; the root's is -1. A node with one child decides nothing
+            and is left out: the child takes its place.
+        branch: by what the children of a node are ordered; ties by item.
+        words: V.
+        sigmoid: whether a node of two children has one row instead of two.
     """
-    at = torch.arange(len(mass))
-    total = mass.cumsum(0)
-    full = (total[:-1] / total[-1] * n + 1e-9).floor().clamp(max=n - 1).long()
-    full = torch.cat([torch.zeros(1, dtype=torch.int64), full])
-    bins = at + (full - at).cummin(0).values
-    return torch.maximum(bins, at - (len(mass) - n))  # the last ones, where rounding fell short
+    parent, branch = _without_only_children(parent, branch, words)
+    n = len(parent)
+    items = torch.arange(n)
+    # Of every subtree: its leaves (low half of an int64) and its nodes (high half). After r rounds
+    # an item holds those at most 2^r - 1 steps below it; place n takes what is above the root.
+    below = torch.where(items < words, 1, 1 << 32)
+    up = torch.where(parent < 0, n, parent)
+    jump = up
+    while (jump < n).any():
+        above = torch.zeros(n + 1, dtype=torch.int64).index_add_(0, jump, below)
+        below = below + above[:n]
+        jump = torch.cat([jump, jump.new_tensor([n])])[jump]
+    # Place: an item's first rank and its preorder number, which are sums over the way up. Before it
+    # come its parent and whatever is below the siblings to its left.
+    order = (up * (int(branch.max()) + 1) + branch).sort(stable=True).indices
+    order = order[:-1]  # the root is last
+    left = below[order].cumsum(0) - below[order]
+    arity = torch.zeros(n + 1, dtype=torch.int64).index_add_(0, up, torch.ones_like(up))[:n]
+    first = torch.cat([arity.new_zeros(1), arity.cumsum(0)[:-1]])[parent[order]]
+    before = torch.zeros(n, dtype=torch.int64)
+    before[order] = left - left[first] + (1 << 32)
+    place = _climb(before, torch.where(parent < 0, items, parent))
+    rank, number = place & 0xFFFFFFFF, place >> 32
+
+    nodes = n - words
+    sizes = torch.empty(nodes, dtype=torch.int64)
+    sizes[number[words:]] = arity[words:]
+    branches = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    at = branches[number[parent[order]]] + torch.arange(n - 1) - first  # where each child goes
+    branch_leaf, branch_node = torch.empty(2, n - 1, dtype=torch.int64).unbind()
+    branch_leaf[at] = rank[order]
+    branch_node[at] = torch.where(order < words, -1, number[order])
+    if sigmoid:
+        sizes = torch.where(sizes == 2, 1, sizes)
+    rows = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    return Tree(rank[:words].clone(), rows, branches, branch_leaf, branch_node)
+
+
+def _without_only_children(parent: Tensor, branch: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    n = len(parent)
+    arity = parent[parent >= 0].bincount(minlength=n)
+    single = arity == 1
+    if not single.any():
+        return parent, branch
+    inner = single & (parent >= 0) & single[parent]  # whose parent goes too
+    top = torch.where(inner, parent, torch.arange(n))
+    while not torch.equal(jump := top[top], top):
+        top = jump
+    lifted = (parent >= 0) & single[parent]
+    place = torch.where(lifted, top[parent], torch.arange(n))  # whose place each item takes
+    keep = (~single).nonzero().squeeze(1)
+    new = torch.full((n + 1,), -1, dtype=torch.int64)
+    new[keep] = torch.arange(len(keep))
+    return new[parent[place[keep]]], branch[place[keep]]
 
 
 def two_level(bins: Tensor, order: Tensor) -> Tree:
     """Lay out classes: ``order`` lists the words class by class, ``bins`` gives their classes."""
-    V = len(order)
-    sizes = bins.bincount()
-    if len(sizes) == 1:
-        return two_level(torch.arange(V), order)
-    many = sizes > 1  # a class of one word is a leaf of the root
-    starts = sizes.cumsum(0) - sizes
-    rows = torch.cat([torch.tensor([0, len(sizes)]), len(sizes) + sizes[many].cumsum(0)])
-    child = torch.where(many, many.cumsum(0), -1)
-    leaves = torch.arange(V)[many[bins]]
-    return Tree(
-        leaf_rank=_inverse(order),
-        node_rows=rows,
-        node_branches=rows,
-        branch_leaf=torch.cat([starts, leaves]),
-        branch_node=torch.cat([child, torch.full_like(leaves, -1)]),
-    )
+    V, classes = len(order), int(bins.max()) + 1
+    root = V + classes
+    parent, branch = torch.empty(2, root + 1, dtype=torch.int64).unbind()
+    parent[order], branch[order] = V + bins, torch.arange(V)
+    parent[V:root], branch[V:root] = root, torch.arange(classes)
+    parent[root], branch[root] = -1, 0
+    return layout(parent, branch, V, sigmoid=False)
+
+
+def shortlist_and_clusters(cutoffs: Sequence[int], order: Tensor) -> Tree:
+    """The words of ``order`` up to the first cutoff as leaves of the root, the rest in clusters."""
+    V, clusters = len(order), len(cutoffs)
+    root = V + clusters
+    parent, branch = torch.empty(2, root + 1, dtype=torch.int64).unbind()
+    ends = torch.tensor([*cutoffs, V])
+    cluster = torch.searchsorted(ends, torch.arange(V), right=True)  # 0: the shortlist
+    parent[order], branch[order] = torch.where(cluster == 0, root, V + cluster - 1), torch.arange(V)
+    parent[V:root], branch[V:root] = root, V + torch.arange(clusters)
+    parent[root], branch[root] = -1, 0
+    return layout(parent, branch, V, sigmoid=False)
 
 
 def huffman(counts: list, order: Tensor) -> Tree:
     """Huffman's tree over the words of ``order``, whose falling counts are ``counts``."""
     V = len(counts)
-    left, right, size = (torch.tensor(column) for column in _merge(counts))
-    # Of every merged node: preorder number (low half of an int64) and first rank (high half), which
-    # are sums over the way up. A left child comes one node later; before a right one lie also the
-    # leaves and, one fewer, the nodes of its sibling. The last merged node is the root.
-    below_left = torch.where(left < V, 1, size[(left - V).clamp(min=0)])
-    step = torch.zeros(V - 1, dtype=torch.int64)
-    up = torch.arange(V - 1)
-    for child, s in ((left, torch.ones_like(left)), (right, below_left + (below_left << 32))):
-        inner = child >= V
-        step[child[inner] - V] = s[inner]
-        up[child[inner] - V] = inner.nonzero().squeeze(1)
-    place = _climb(step, up)
-    number, rank = place & 0xFFFFFFFF, place >> 32
-    branch_leaf = torch.empty(V - 1, 2, dtype=torch.int64)
-    branch_node = torch.empty(V - 1, 2, dtype=torch.int64)
-    leaf_rank = torch.empty_like(order)
-    for branch, (child, before) in enumerate(((left, rank), (right, rank + below_left))):
-        leaf = child < V
-        branch_leaf[number, branch] = before
-        branch_node[number, branch] = torch.where(leaf, -1, number[(child - V).clamp(min=0)])
-        leaf_rank[order[child[leaf]]] = before[leaf]
-    rows = torch.arange(V)
-    return Tree(leaf_rank, rows, 2 * rows, branch_leaf.flatten(), branch_node.flatten())
+    parent, branch = torch.full((2 * V - 1,), -1), torch.zeros(2 * V - 1, dtype=torch.int64)
+    item = torch.cat([order, torch.arange(V, 2 * V - 1)])
+    for number, children in enumerate(_merge(counts)):
+        child = item[torch.frombuffer(children, dtype=torch.int64)]
+        parent[child], branch[child] = torch.arange(V, 2 * V - 1), number
+    return layout(parent, branch, V, sigmoid=True)
 
 
-def _merge(counts: list) -> tuple[list[int], list[int], list[int]]:
-    """Huffman's merging of falling counts: each new node's lighter and heavier child, and leaves.
+def balanced(words: int, arity: int) -> Tree:
+    """Divide the words into ``arity`` like parts, and each part again, until each is alone."""
+    parts = torch.arange(arity + 1)
+    up, place = torch.empty(2, words, dtype=torch.int64).unbind()  # of the words
+    parent, branch = [up, torch.tensor([-1])], [place, torch.tensor([0])]
+    low, high, nodes = torch.tensor([0]), torch.tensor([words]), torch.tensor([words])
+    while len(nodes):  # one level: the nodes that were added last
+        cuts = low[:, None] + (high - low)[:, None] * parts // arity
+        start, end = cuts[:, :-1].flatten(), cuts[:, 1:].flatten()
+        above, number = nodes.repeat_interleave(arity), parts[:-1].repeat(len(nodes))
+        leaf, inner = end - start == 1, end - start > 1
+        up[start[leaf]], place[start[leaf]] = above[leaf], number[leaf]
+        low, high = start[inner], end[inner]
+        nodes = int(nodes[-1]) + 1 + torch.arange(len(low))
+        parent.append(above[inner])
+        branch.append(number[inner])
+    return layout(torch.cat(parent), torch.cat(branch), words, sigmoid=arity == 2)
+
+
+def _merge(counts: list) -> tuple[array, array]:
+    """Huffman's merging of falling counts: each new node's lighter and heavier child.
 
     Children are words 0..V-1 or, from V on, merged nodes in order of creation. word2vec's rule: two
     queues, the words from the end and the merged nodes; the word goes first where it is strictly
@@ -121,41 +151,33 @@ def _merge(counts: list) -> tuple[list[int], list[int], list[int]]:
     """
     V = len(counts)
     never = sum(counts) * 2 + 1  # heavier than anything: the end of a queue
-    weight, leaves = [never] * V, [0] * V
-    left, right = [0] * (V - 1), [0] * (V - 1)
+    weight = [never] * V
+    left, right = array("q", bytes(8 * (V - 1))), array("q", bytes(8 * (V - 1)))
     word, node = V - 1, 0  # heads of the queues, and their weights
     w, m = counts[word], never
     for new in range(V - 1):
         if w < m:
-            a, total, below = word, w, 1
+            left[new], total = word, w
             word -= 1
             w = counts[word] if word >= 0 else never
         else:
-            a, total, below = V + node, m, leaves[node]
+            left[new], total = V + node, m
             node += 1
             m = weight[node]
         if w < m:
             right[new] = word
             total += w
-            below += 1
             word -= 1
             w = counts[word] if word >= 0 else never
         else:
             right[new] = V + node
             total += m
-            below += leaves[node]
             node += 1
             m = weight[node]
-        left[new], weight[new], leaves[new] = a, total, below
+        weight[new] = total
         if node == new:
             m = total
-    return left, right, leaves
-
-
-def _inverse(order: Tensor) -> Tensor:
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    return rank
+    return left, right
 
 
 def _is_permutation(values: Tensor, n: int) -> bool:
@@ -203,8 +225,8 @@ def paths(tree: Tree) -> tuple[Tensor, Tensor]:
     return by_rank & 0xFFFFFFFF, by_rank >> 32
 
 
-def check(tree: Tree) -> tuple[Tensor, Tensor]:
-    """Raise unless the tensors describe one tree in preorder; return its ``paths``."""
+def check(tree: Tree) -> None:
+    """Raise unless the tensors describe one tree in preorder."""
     V, M, E = len(tree.leaf_rank), len(tree.node_rows) - 1, len(tree.branch_node)
 
     def need(condition: bool | Tensor, what: str) -> None:
@@ -233,25 +255,30 @@ def check(tree: Tree) -> tuple[Tensor, Tensor]:
     )
     owner, into = _owners(tree)
     need((tree.branch_node[inner] > owner[inner]).all(), "nodes must come before those below them")
-    _check_intervals(tree, owner, into, need)
-    return paths(tree)
+    _check_intervals(tree, into, need)
 
 
-def _check_intervals(tree: Tree, owner: Tensor, into: Tensor, need: Callable) -> None:
-    """A node's branches must divide its interval, a leaf hold one rank, nodes be in preorder."""
+def intervals(tree: Tree) -> tuple[Tensor, Tensor]:
+    """The ranks below each node: first, and one past the last."""
     V, M = len(tree.leaf_rank), len(tree.node_rows) - 1
-    first, last = tree.node_branches[:-1], tree.node_branches[1:] - 1
-    low = tree.branch_leaf[first]  # of each node
-    need(low[0] == 0 and torch.equal(low[1:], tree.branch_leaf[into[1:]]), "intervals do not nest")
-    # Where a branch ends: at its next sibling, or, for the last one, where its node ends.
+    owner, into = _owners(tree)
+    # A branch ends at its next sibling; the last one, where its node ends.
     after = torch.cat([tree.branch_leaf[1:], torch.tensor([V])])
     is_last = torch.zeros(len(owner), dtype=torch.bool)
-    is_last[last] = True
+    is_last[tree.node_branches[1:] - 1] = True
     up = torch.where((into >= 0) & is_last[into], owner[into], torch.arange(M))
     while not torch.equal(jump := up[up], up):
         up = jump
-    high = torch.where(into[up] < 0, V, after[into[up]])
-    end = torch.where(is_last, high[owner], after)
+    return tree.branch_leaf[tree.node_branches[:-1]], torch.where(into[up] < 0, V, after[into[up]])
+
+
+def _check_intervals(tree: Tree, into: Tensor, need: Callable) -> None:
+    """A node's branches must divide its interval, a leaf hold one rank, nodes be in preorder."""
+    low, high = intervals(tree)
+    need(low[0] == 0 and torch.equal(low[1:], tree.branch_leaf[into[1:]]), "intervals do not nest")
+    end = torch.cat([tree.branch_leaf[1:], high[:1]])
+    last = tree.node_branches[1:] - 1
+    end[last] = high
     length = end - tree.branch_leaf
     leaf = tree.branch_node < 0
     need((length[leaf] == 1).all() and (length > 0).all(), "a leaf must hold one rank")

@@ -1,10 +1,11 @@
-"""Replace the recurrent modules of torch.nn anywhere in a model."""
+"""Replace the recurrent modules of torch.nn, and its adaptive softmax, anywhere in a model."""
 
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .adaptive import AdaptiveLogSoftmaxWithLoss
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .modules import GRU, LSTM, RNN
 
@@ -17,6 +18,7 @@ _TWINS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     nn.LSTMCell: (LSTMCell, ("bias",)),
     nn.GRUCell: (GRUCell, ("bias",)),
     nn.RNNCell: (RNNCell, ("bias", "nonlinearity")),
+    nn.AdaptiveLogSoftmaxWithLoss: (AdaptiveLogSoftmaxWithLoss, ()),
 }
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -27,7 +29,7 @@ class Conversion(NamedTuple):
     Attributes:
         module: the model; another object than the argument only if that was itself replaced.
         replaced: name of each replaced module and what became of it.
-        left: name of each recurrent module that stayed as it was, and why.
+        left: name of each such module that stayed as it was, and why.
     """
 
     module: nn.Module
@@ -36,7 +38,9 @@ class Conversion(NamedTuple):
 
 
 def convert(module: nn.Module) -> Conversion:
-    """Replace the recurrent modules of torch.nn in a model by those of fusedrnn, in place.
+    """Replace modules of torch.nn in a model by those of fusedrnn, in place.
+
+    Replaced are LSTM, GRU, RNN, their cells, and AdaptiveLogSoftmaxWithLoss.
 
     The new modules hold the very same Parameters, so optimizers, tied weights and state_dicts go on
     as before. A module that appears in several places is replaced by one new module. Hooks and
@@ -62,7 +66,7 @@ def convert(module: nn.Module) -> Conversion:
     done: dict[nn.Module, nn.Module] = {}
     result = Conversion(module, {}, {})
     for name, child in list(module.named_modules(remove_duplicate=False)):
-        if not isinstance(child, tuple(_TWINS)):
+        if not isinstance(child, tuple(_TWINS)) or isinstance(child, AdaptiveLogSoftmaxWithLoss):
             continue
         if reason := _obstacle(child):
             result.left[name] = reason
@@ -100,10 +104,13 @@ def _obstacle(module: nn.Module) -> str | None:
 def _twin(old: nn.Module) -> nn.Module:
     """Our module with the old one's options, parameters, hooks and mode."""
     cls, names = _TWINS[type(old)]
-    options = {name: getattr(old, name) for name in names}
-    new = cls(old.input_size, old.hidden_size, **options, device="meta")
-    for name in list(new._parameters):
-        new._parameters[name] = old._parameters[name]
+    if cls is AdaptiveLogSoftmaxWithLoss:
+        new = cls.sharing(old)
+    else:
+        options = {name: getattr(old, name) for name in names}
+        new = cls(old.input_size, old.hidden_size, **options, device="meta")
+        for name in list(new._parameters):
+            new._parameters[name] = old._parameters[name]
     for name, value in old.__dict__.items():
         if name.endswith("_hooks") or name.endswith(("_with_kwargs", "_always_called")):
             new.__dict__[name] = value

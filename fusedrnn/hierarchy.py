@@ -7,25 +7,31 @@ A hierarchy is a rooted tree whose leaves are the words. Leaves are numbered in 
 * contiguous rows of the weight matrix: its own logits. A node with one row is a sigmoid between two
   branches (branch 0: sigmoid(s), branch 1: sigmoid(-s)); one with k >= 2 rows is a softmax over k.
 
-Word ids are arbitrary: ``leaf_rank`` maps them to leaves. The builders are in ``_trees.py``.
+Word ids are arbitrary: ``leaf_rank`` maps them to leaves. The builders are in ``_builders.py``.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _trees
+from ._builders import Builders
 
-Counts = Sequence[int] | Sequence[float] | Tensor
 
-
-class Hierarchy:
+class Hierarchy(Builders):
     """A tree over the words 0..V-1, immutable. Use one of the builders.
 
-    ``Hierarchy.flat(n)`` is the ordinary softmax, ``.classes(counts)`` the two-level
-    p(class) p(word | class), ``.huffman(counts)`` a binary tree with short paths for frequent
-    words, ``.from_clusters(ids)`` two levels with classes of your own.
+    ============================  ==================================================================
+    ``flat(n)``                   the ordinary softmax
+    ``classes(counts)``           p(class) p(word | class), classes of words of like frequency
+    ``from_clusters(ids)``        two levels with classes of your own
+    ``kmeans(vectors)``           two levels, classes of words with neighbouring vectors
+    ``from_file(path)``           classes, or Brown clusters, from a file
+    ``adaptive(counts, cutoffs)`` frequent words at the root, the rest in few large classes
+    ``huffman(counts)``           a binary tree with short paths for frequent words
+    ``balanced(n, arity)``        a binary or k-ary tree with paths of like length
+    ``from_parents``, ``from_paths``  any tree
+    ``best(counts, ...)``         the one of these that should be the fastest
+    ============================  ==================================================================
 
     The constructor takes the tensors that describe a tree, as :meth:`tensors` gives them.
 
@@ -65,7 +71,18 @@ class Hierarchy:
     ) -> None:
         given = (leaf_rank, node_rows, node_branches, branch_leaf, branch_node)
         tree = _trees.Tree(*(t.detach().to("cpu", torch.int64, copy=True) for t in given))
-        rows, depth = _trees.check(tree)  # of each leaf's path, by rank
+        _trees.check(tree)
+        self._set(tree, kind, counts)
+
+    @classmethod
+    def _built(cls, tree: _trees.Tree, kind: str, counts: Tensor | None) -> "Hierarchy":
+        """From what a builder laid out: it needs no check, which takes as long as building."""
+        self = cls.__new__(cls)
+        self._set(tree, kind, counts)
+        return self
+
+    def _set(self, tree: _trees.Tree, kind: str, counts: Tensor | None) -> None:
+        rows, depth = _trees.paths(tree)  # of each leaf's path, by rank
         self._tree = tree
         self._kind = kind
         self._max_path_rows = int(rows.max())
@@ -73,98 +90,6 @@ class Hierarchy:
         weight = torch.ones(len(rows)) if counts is None else counts
         weight = weight.double() / weight.double().sum()
         self._expected = float(rows[tree.leaf_rank].double() @ weight)
-
-    @classmethod
-    def flat(cls, n: int) -> "Hierarchy":
-        """The ordinary softmax: one node, a row per word, in the order of their ids.
-
-        Args:
-            n: how many words, at least 2.
-        """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-            raise ValueError(f"n is {n!r}; a hierarchy needs an int, at least 2 words")
-        return cls(*_trees.two_level(torch.arange(n), torch.arange(n)), kind="flat")
-
-    @classmethod
-    def classes(cls, counts: Counts, n: int | None = None, binning: str = "sqrt") -> "Hierarchy":
-        """Two levels, p(word) = p(class) p(word | class), with classes of words of like frequency.
-
-        Words are taken in order of falling count and cut into ``n`` classes, none empty.
-
-        Args:
-            counts: how often each word occurs: 1-D, ints or floats, finite and not negative. A word
-                of count zero counts as much as the rarest word seen.
-            n: how many classes, 1..V; one, or as many as words, is the flat softmax. None:
-                0.6 * sqrt(V) rounded, which is close to the best for ``"sqrt"`` on natural text.
-            binning: what every class gets an equal share of. ``"sqrt"``: the square root of the
-                counts (Mikolov's rnnlm); ``"frequency"``: the counts (Mikolov et al. 2011,
-                "Extensions of recurrent neural network language model"); ``"equal"``: words.
-
-        Raises:
-            ValueError: counts or n out of range, or an unknown binning.
-        """
-        values = _trees.checked_counts(counts)
-        if n is None:
-            n = max(1, round(0.6 * len(values) ** 0.5))
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(values):
-            raise ValueError(
-                f"n is {n!r}; the number of classes must be an int in 1..{len(values)}"
-            )
-        if binning not in _trees.MASS:
-            known = ", ".join(map(repr, _trees.MASS))
-            raise ValueError(f"binning is {binning!r}; it must be one of {known}")
-        order = values.argsort(descending=True, stable=True)  # ties: by word id
-        bins = _trees.equal_mass(_trees.MASS[binning](values[order].double()), n)
-        return cls(*_trees.two_level(bins, order), kind="two-level", counts=values)
-
-    @classmethod
-    def huffman(cls, counts: Counts) -> "Hierarchy":
-        """A binary tree whose expected path is the shortest possible (Huffman 1952).
-
-        The codes are word2vec's: words in order of falling count (ties: rising word id); the two
-        lightest subtrees are merged, where a merged one is taken before a word of the same weight
-        and the later word before the earlier; the one taken first becomes branch 0.
-
-        Args:
-            counts: as in :meth:`classes`. Integers are added exactly.
-
-        Raises:
-            ValueError: counts out of range.
-        """
-        values = _trees.checked_counts(counts)
-        order = values.argsort(descending=True, stable=True)
-        tree = _trees.huffman(values[order].tolist(), order)
-        return cls(*tree, kind="huffman", counts=values)
-
-    @classmethod
-    def from_clusters(
-        cls, clusters: Sequence[int] | Tensor, counts: Counts | None = None
-    ) -> "Hierarchy":
-        """Two levels with given classes.
-
-        Args:
-            clusters: for each word, in order of word ids, the id of its class: any ints >= 0, in
-                whose order the classes are. A class of one word has no second level.
-            counts: as in :meth:`classes`; used only to tell the expected rows per token.
-
-        Raises:
-            ValueError: not 1-D integers, a negative id, fewer than 2 words, or counts out of range.
-        """
-        ids = torch.as_tensor(clusters)
-        if ids.ndim != 1 or len(ids) < 2 or ids.is_floating_point() or ids.is_complex():
-            raise ValueError(
-                f"clusters has dtype {ids.dtype} and shape {tuple(ids.shape)}; it must be a 1-D "
-                "list of ints, the class id of every word, for at least 2 words"
-            )
-        if (bad := (ids < 0).nonzero()).numel():
-            word = int(bad[0])
-            raise ValueError(f"clusters[{word}] is {int(ids[word])}; class ids must be >= 0")
-        values = None if counts is None else _trees.checked_counts(counts)
-        if values is not None and len(values) != len(ids):
-            raise ValueError(f"counts has {len(values)} words but clusters has {len(ids)}")
-        dense = ids.cpu().unique(return_inverse=True)[1]
-        order = dense.argsort(stable=True)
-        return cls(*_trees.two_level(dense[order], order), kind="two-level", counts=values)
 
     @property
     def words(self) -> int:
@@ -182,13 +107,18 @@ class Hierarchy:
         return int(self._tree.node_rows[-1])
 
     @property
+    def root_rows(self) -> int:
+        """How many of them are the root's; they come first."""
+        return int(self._tree.node_rows[1])
+
+    @property
     def depth(self) -> int:
         """Nodes on the longest path."""
         return self._depth
 
     @property
     def kind(self) -> str:
-        """Which builder made it: flat, two-level, huffman; tree: any other."""
+        """What its builder calls it: flat, two-level, huffman, ...; tree: it was given whole."""
         return self._kind
 
     @property
@@ -204,6 +134,10 @@ class Hierarchy:
     def tensors(self) -> dict[str, Tensor]:
         """Copies of the five tensors that describe the tree, by the names of the constructor."""
         return {name: t.clone() for name, t in self._tree._asdict().items()}
+
+    def intervals(self) -> tuple[Tensor, Tensor]:
+        """The words below each node, as ranks: the first, and one past the last. ``[M]`` each."""
+        return _trees.intervals(self._tree)
 
     def path(self, word: int) -> list[tuple[int, int]]:
         """The word's (node, branch) pairs from the root down; in a binary tree, its code.

@@ -6,6 +6,8 @@
 Sizes: N tokens, H features, V words, M nodes, R weight rows, E = V + M - 1 branches.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -14,17 +16,18 @@ from . import _backend, _native, softmax_reference
 from ._trees import Tree
 from .reference import state_dtype
 
-_TREE = (
+TREE = (
     "Tensor leaf_rank, Tensor node_rows, Tensor node_branches, "
     "Tensor branch_leaf, Tensor branch_node"
 )
 _native.LIBRARY.define(
     "hierarchical_softmax_forward.native(Tensor input, Tensor weight, Tensor? bias, Tensor target, "
-    f"{_TREE}, int path_rows, bool save) -> (Tensor output, Tensor saved)"
+    f"{TREE}, int path_rows, int ignore_index, float label_smoothing, float z_loss, bool save) "
+    "-> (Tensor output, Tensor objective, Tensor saved)"
 )
 _native.LIBRARY.define(
     "hierarchical_softmax_backward.native(Tensor grad, Tensor input, Tensor weight, Tensor target, "
-    f"{_TREE}, Tensor saved, bool need_input, bool need_weight, bool need_bias, "
+    f"{TREE}, Tensor saved, int ignore_index, bool need_input, bool need_weight, bool need_bias, "
     "bool sparse) -> (Tensor dinput, Tensor dweight, Tensor dbias, Tensor rows)"
 )
 
@@ -41,11 +44,18 @@ def _fake_forward(
     branch_leaf: Tensor,
     branch_node: Tensor,
     path_rows: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
     save: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     N, wide = input.shape[0], state_dtype(input.dtype)
-    saved = input.new_empty(N if save else 0, path_rows, dtype=wide)
-    return input.new_empty(N, dtype=wide), saved
+    plain = label_smoothing == 0 and z_loss == 0
+    return (
+        input.new_empty(N, dtype=wide),
+        input.new_empty(0 if plain else N, dtype=wide),
+        input.new_empty(N if save else 0, path_rows, dtype=wide),
+    )
 
 
 @torch.library.register_fake("fusedrnn::hierarchical_softmax_backward.native")
@@ -60,6 +70,7 @@ def _fake_backward(
     branch_leaf: Tensor,
     branch_node: Tensor,
     saved: Tensor,
+    ignore_index: int,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,
@@ -82,6 +93,26 @@ def _row_sparse(rows: Tensor, values: Tensor, size: torch.Size) -> Tensor:
     )
 
 
+class Training(NamedTuple):
+    """What turns log-probabilities into what training maximises. See ``HierarchicalSoftmax``.
+
+    At each node of a target's path: (1 - e) log p(branch) + e mean_j log p(j) - z_loss lse^2, with
+    e for ``label_smoothing``; the last term in nodes of several rows alone.
+    """
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is log p itself."""
+        return self.label_smoothing == 0 and self.z_loss == 0
+
+
+PLAIN = Training()
+
+
 class TargetLogProb(torch.autograd.Function):
     """The native op with gradients of input, weight and bias: those that are needed."""
 
@@ -93,31 +124,35 @@ class TargetLogProb(torch.autograd.Function):
         bias: Tensor | None,
         target: Tensor,
         path_rows: int,
+        training: Training,
         sparse: bool,
         *tree: Tensor,
-    ) -> Tensor:
-        """Run the forward op, saving for backward."""
-        output, saved = torch.ops.fusedrnn.hierarchical_softmax_forward.native(
-            input, weight, bias, target, *tree, path_rows, True
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Run the forward op, saving for backward: log p, and the objective where it differs."""
+        output, objective, saved = torch.ops.fusedrnn.hierarchical_softmax_forward.native(
+            input, weight, bias, target, *tree, path_rows, *training, True
         )
-        ctx.sparse = sparse
+        ctx.ignore_index, ctx.sparse = training.ignore_index, sparse
         ctx.save_for_backward(input, weight, target, saved, *tree)
-        return output
+        if training.plain:
+            return output
+        ctx.mark_non_differentiable(output)
+        return output, objective
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Run the backward op; it writes only what is needed."""
         input, weight, target, saved, *tree = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         dinput, dweight, dbias, rows = torch.ops.fusedrnn.hierarchical_softmax_backward.native(
-            grad, input, weight, target, *tree, saved, *needs, ctx.sparse
+            grads[-1], input, weight, target, *tree, saved, ctx.ignore_index, *needs, ctx.sparse
         )
         if ctx.sparse:
             dweight = _row_sparse(rows, dweight, weight.shape) if needs[1] else None
             dbias = _row_sparse(rows, dbias, weight.shape[:1]) if needs[2] else None
-        grads = (dinput, dweight, dbias)
-        return *(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 8
+        of = (dinput, dweight, dbias)
+        return *(g if need else None for g, need in zip(of, needs, strict=True)), *[None] * 9
 
 
 class SparseGradCast(torch.autograd.Function):
@@ -176,40 +211,50 @@ def target_log_prob(
     path_rows: int,
     depth: int,
     *,
+    training: Training = PLAIN,
     sparse: bool = False,
-) -> Tensor:
-    """The log-probability of each token's target.
+) -> tuple[Tensor, Tensor]:
+    """The log-probability of each token's target, and the objective of training.
 
     Args:
         input: ``[N, H]``.
         weight: ``[R, H]``.
         bias: ``[R]`` or None.
-        target: int64 ``[N]``, words.
+        target: int64 ``[N]``, words, or ``training.ignore_index``.
         tree: the hierarchy's tensors, on the device of the others.
         path_rows: rows on the longest path, ``Hierarchy.max_path_rows``.
         depth: nodes on the longest path, ``Hierarchy.depth``.
+        training: what the objective is.
         sparse: whether the gradients of weight and bias are row-sparse.
 
     Returns:
-        ``[N]``: float64 for float64 input, else float32.
+        ``[N]`` each: float64 for float64 input, else float32; 0 for ignored tokens. Where the
+        objective is log p they are one tensor; where it is not, the first has no gradient.
 
     Raises:
         RuntimeError: the backend asked for cannot serve the call.
     """
-    limits = softmax_limits(input.device.type, input.dtype)
-    backend, _ = _backend.choose(input.device.type, limits)
-    if backend == "reference":
+    parameters = (input, weight, bias)
+    if serving(input) == "reference":
         if sparse:
-            rows = softmax_reference.rows_met(target, tree, depth)
+            rows = softmax_reference.rows_met(target[target != training.ignore_index], tree, depth)
             weight = RowSparseGrad.apply(weight, rows)
             bias = None if bias is None else RowSparseGrad.apply(bias, rows)
-        every = softmax_reference.log_prob(input, weight, bias, tree, depth)
-        return every.gather(1, target.unsqueeze(1)).squeeze(1)
-    parameters = (input, weight, bias)
+        return softmax_reference.target_log_prob(
+            input, weight, bias, target, tree, depth, *training
+        )
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters):
-        return TargetLogProb.apply(*parameters, target, path_rows, sparse, *tree)
+        result = TargetLogProb.apply(*parameters, target, path_rows, training, sparse, *tree)
+        return (result, result) if training.plain else result
     op = torch.ops.fusedrnn.hierarchical_softmax_forward.native
-    return op(*parameters, target, *tree, path_rows, False)[0]
+    output, objective, _ = op(*parameters, target, *tree, path_rows, *training, False)
+    return output, output if training.plain else objective
+
+
+def serving(input: Tensor) -> str:
+    """The backend that serves calls with such an input."""
+    device = input.device.type
+    return _backend.choose(device, softmax_limits(device, input.dtype))[0]
 
 
 def _mark_coalesced(parameter: Tensor) -> None:

@@ -14,8 +14,10 @@ from .softmax_ops import keep_coalesced
     reason="HierarchicalSoftmax(sparse_grad=True) runs outside compiled graphs, which have no "
     "sparse gradients: compile without fullgraph=True, or use sparse_grad=False"
 )
-def row_sparse(layer: nn.Module, input: Tensor, target: Tensor) -> tuple[Tensor, torch.dtype]:
-    """The layer's log-probabilities of ``target``, whose backward leaves row-sparse gradients."""
+def row_sparse(
+    layer: nn.Module, input: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """The layer's ``_target_log_prob``, whose backward leaves row-sparse gradients."""
     for parameter in layer.parameters():
         keep_coalesced(parameter)
-    return layer._target_log_prob(input, target, sparse=True)
+    return layer._target_log_prob(input, target, layer._training, sparse=True)

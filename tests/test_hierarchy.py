@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-import time
 
 import pytest
 import torch
@@ -197,14 +196,6 @@ def test_repr():
     assert repr(Hierarchy.huffman([50, 20, 20, 10])) == (
         "Hierarchy(huffman: 4 words, 3 nodes, 3 rows, depth 3, 1.80 rows per token)"
     )
-
-
-def test_a_million_words():
-    counts = (1e8 / torch.arange(1, 1_000_001)).long()
-    for build in (Hierarchy.huffman, Hierarchy.classes):
-        start = time.process_time()
-        assert build(counts).words == 1_000_000
-        print(f"{build.__name__}: {time.process_time() - start:.2f} s of processor time")
 
 
 @pytest.mark.parametrize(

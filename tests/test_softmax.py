@@ -108,7 +108,7 @@ def test_gradcheck(name):
     def function(x, weight, bias):
         return target_log_prob(
             x, weight, bias, target, layer._tree(), hierarchy.max_path_rows, hierarchy.depth
-        )
+        )[0]
 
     with fusedrnn.backend("cpu"):
         assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
@@ -407,7 +407,7 @@ def test_compiled_targets_are_checked():
     compiled = torch.compile(layer, fullgraph=True)
     compiled(x, target)
     target[3] = 9
-    with pytest.raises(RuntimeError, match=r"target\[3\] is 9; it must be in 0\.\.8"):
+    with pytest.raises(RuntimeError, match=r"target\[3\] is 9; it must be in 0\.\.8 or -100"):
         compiled(x, target)
 
 
@@ -429,13 +429,15 @@ def test_opcheck(tree, bias, dtype):
     tensors = [t if t is None else t.detach() for t in (x, layer.weight, layer.bias)]
     rest = (target, *layer._tree())
     rows = layer.hierarchy.max_path_rows
-    for save in (True, False):
-        opcheck(ops.hierarchical_softmax_forward.native, (*tensors, *rest, rows, save))
-    output, saved = ops.hierarchical_softmax_forward.native(*tensors, *rest, rows, True)
+    for options in [(-100, 0.0, 0.0, True), (-100, 0.0, 0.0, False), (-100, 0.1, 1e-3, True)]:
+        opcheck(ops.hierarchical_softmax_forward.native, (*tensors, *rest, rows, *options))
+    output, _, saved = ops.hierarchical_softmax_forward.native(
+        *tensors, *rest, rows, -100, 0.0, 0.0, True
+    )
     for needs in [(True, True, True), (True, False, False), (False, False, True)]:
         opcheck(
             ops.hierarchical_softmax_backward.native,
-            (torch.randn_like(output), *tensors[:2], *rest, saved, *needs, False),
+            (torch.randn_like(output), *tensors[:2], *rest, saved, -100, *needs, False),
         )
 
 
@@ -546,8 +548,8 @@ def test_native_op_checks_its_arguments():
     op = torch.ops.fusedrnn.hierarchical_softmax_forward.native
     tree = layer._tree()
     with pytest.raises(RuntimeError, match="weight has 5 rows, but the hierarchy needs 7"):
-        op(x.detach(), layer.weight[:5], None, target, *tree, 5, True)
+        op(x.detach(), layer.weight[:5], None, target, *tree, 5, -100, 0.0, 0.0, True)
     with pytest.raises(RuntimeError, match="path_rows is less"):
-        op(x.detach(), layer.weight, None, target, *tree, 1, True)
+        op(x.detach(), layer.weight, None, target, *tree, 1, -100, 0.0, 0.0, True)
     with pytest.raises(RuntimeError, match="bias has the wrong dtype"):
-        op(x.detach(), layer.weight, layer.bias.float(), target, *tree, 7, True)
+        op(x.detach(), layer.weight, layer.bias.float(), target, *tree, 7, -100, 0.0, 0.0, True)

@@ -78,7 +78,7 @@ def test_gradcheck(name):
             hierarchy.max_path_rows,
             hierarchy.depth,
             sparse=True,
-        )
+        )[0]
 
     with fusedrnn.backend("cpu"):
         assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
@@ -211,11 +211,13 @@ def test_opcheck(dtype):
     tensors = [t.detach() for t in (x, layer.weight, layer.bias)]
     rest = (target % 8, *layer._tree())
     rows = layer.hierarchy.max_path_rows
-    output, saved = ops.hierarchical_softmax_forward.native(*tensors, *rest, rows, True)
+    output, _, saved = ops.hierarchical_softmax_forward.native(
+        *tensors, *rest, rows, -100, 0.0, 0.0, True
+    )
     for needs in [(True, True, True), (False, True, False), (True, False, False)]:
         opcheck(
             ops.hierarchical_softmax_backward.native,
-            (torch.randn_like(output), *tensors[:2], *rest, saved, *needs, True),
+            (torch.randn_like(output), *tensors[:2], *rest, saved, -100, *needs, True),
         )
 
 

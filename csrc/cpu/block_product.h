@@ -7,6 +7,10 @@
 // long sum into blocks gets short chains, whose rounding errors grow less than those of one long
 // chain.
 #pragma once
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include "product.h"
 
 namespace fusedrnn {
@@ -67,20 +71,163 @@ inline void multiply(int64_t rows, int64_t vectors, int64_t n, Strided<A> a, con
 }
 
 template <class A>
+inline FRNN_INLINE typename Vector<A>::type vector_at(const A* from) {
+  typename Vector<A>::type v;
+  std::memcpy(&v, from, kVectorBytes);
+  return v;
+}
+
+// The lanes' sum, as a tree.
+template <class A>
+inline FRNN_INLINE A lane_sum(typename Vector<A>::type v) {
+  A s[Vector<A>::lanes];
+  std::memcpy(s, &v, kVectorBytes);
+  for (int n = Vector<A>::lanes / 2; n > 0; n /= 2)
+    for (int l = 0; l < n; ++l) s[l] += s[l + n];
+  return s[0];
+}
+
+template <class A>
 inline A dot(const A* x, const A* y, int64_t vectors) {
   typedef typename Vector<A>::type Vec;
   constexpr int lanes = Vector<A>::lanes, chains = 4;
   Vec acc[chains] = {};
+  int64_t v = 0;
+  for (; v + chains <= vectors; v += chains)
+    for (int c = 0; c < chains; ++c)
+      acc[c] += vector_at(x + (v + c) * lanes) * vector_at(y + (v + c) * lanes);
+  for (; v < vectors; ++v) acc[0] += vector_at(x + v * lanes) * vector_at(y + v * lanes);
+  return lane_sum<A>((acc[0] + acc[1]) + (acc[2] + acc[3]));
+}
+
+// Few tokens meet most classes of a large vocabulary, and a panel of tokens would be mostly
+// padding: for up to kFew of them, vectors go along the features, and weight rows are read as they
+// lie, once, from memory: the next ones are fetched ahead, as rows are too short for the hardware
+// to notice.
+constexpr int64_t kFew = 8;
+
+// out[r, t] += w_r . x_t for R rows and T tokens.
+template <int R, int T, class A>
+inline FRNN_INLINE void dot_tile(const A* w, int64_t ldw, const A* x, int64_t ldx, int64_t vectors,
+                                 A* out, int64_t ldo) {
+  typedef typename Vector<A>::type Vec;
+  constexpr int lanes = Vector<A>::lanes;
+  Vec acc[R][T] = {};
   for (int64_t v = 0; v < vectors; ++v) {
-    Vec a, b;
-    std::memcpy(&a, x + v * lanes, kVectorBytes);
-    std::memcpy(&b, y + v * lanes, kVectorBytes);
-    acc[v % chains] += a * b;
+    Vec tokens[T];
+    for (int t = 0; t < T; ++t) tokens[t] = vector_at(x + t * ldx + v * lanes);
+    for (int r = 0; r < R; ++r) {
+      const Vec row = vector_at(w + r * ldw + v * lanes);
+      __builtin_prefetch(w + (R + r) * ldw + v * lanes);
+      for (int t = 0; t < T; ++t) acc[r][t] += row * tokens[t];
+    }
   }
-  const Vec sum = (acc[0] + acc[1]) + (acc[2] + acc[3]);
-  A total = 0;
-  for (int l = 0; l < lanes; ++l) total += sum[l];
-  return total;
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) out[r * ldo + t] += lane_sum<A>(acc[r][t]);
+}
+
+template <int T, class A>
+__attribute__((noinline)) void dot_rows(int64_t rows, const A* w, int64_t ldw, const A* x,
+                                        int64_t ldx, int64_t vectors, A* out, int64_t ldo) {
+  constexpr int R = T <= 2 ? 4 : 2;  // rows at once: more sums than one hide the latency
+  int64_t r = 0;
+  for (; r + R <= rows; r += R)
+    dot_tile<R, T>(w + r * ldw, ldw, x, ldx, vectors, out + r * ldo, ldo);
+  for (; r < rows; ++r) dot_tile<1, T>(w + r * ldw, ldw, x, ldx, vectors, out + r * ldo, ldo);
+}
+
+// The same for any number of tokens up to kFew.
+template <class A, int T = int(kFew)>
+inline void dot_few(int64_t tokens, int64_t rows, const A* w, int64_t ldw, const A* x, int64_t ldx,
+                    int64_t vectors, A* out, int64_t ldo) {
+  if (tokens == T) return dot_rows<T>(rows, w, ldw, x, ldx, vectors, out, ldo);
+  if constexpr (T > 1) dot_few<A, T - 1>(tokens, rows, w, ldw, x, ldx, vectors, out, ldo);
+}
+
+// out_t += sum_r g[r, t] w_r for R rows and any number of tokens.
+template <int R, class A>
+inline void add_tile(int64_t tokens, const A* g, int64_t ldg, const A* w, int64_t ldw,
+                     int64_t vectors, A* out, int64_t ldo) {
+  typedef typename Vector<A>::type Vec;
+  constexpr int lanes = Vector<A>::lanes;
+  for (int64_t v = 0; v < vectors; ++v) {
+    Vec rows[R];
+    for (int r = 0; r < R; ++r) {
+      rows[r] = vector_at(w + r * ldw + v * lanes);
+      __builtin_prefetch(w + (R + r) * ldw + v * lanes);
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      A* at = out + t * ldo + v * lanes;
+      Vec sum = vector_at(at);
+      for (int r = 0; r < R; ++r) sum += g[r * ldg + t] * rows[r];
+      std::memcpy(at, &sum, kVectorBytes);
+    }
+  }
+}
+
+// To memory that is not read soon: without fetching its lines first. `to` is aligned.
+template <class A>
+inline FRNN_INLINE void stream(A* to, typename Vector<A>::type v) {
+#if defined(__AVX512F__)
+  static_assert(kVectorBytes == 64);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX__)
+  static_assert(kVectorBytes == 32);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(v));
+#else
+  std::memcpy(to, &v, kVectorBytes);
+#endif
+}
+
+// out_r = sum_t g[r, t] x_t for R rows; `past`: past the caches.
+template <int R, class A>
+inline void outer_tile(int64_t tokens, const A* g, int64_t ldg, const A* x, int64_t ldx,
+                       int64_t vectors, A* out, int64_t ldo, bool past) {
+  typedef typename Vector<A>::type Vec;
+  constexpr int lanes = Vector<A>::lanes;
+  for (int64_t v = 0; v < vectors; ++v) {
+    Vec acc[R] = {};
+    for (int64_t t = 0; t < tokens; ++t) {
+      const Vec token = vector_at(x + t * ldx + v * lanes);
+      for (int r = 0; r < R; ++r) acc[r] += g[r * ldg + t] * token;
+    }
+    for (int r = 0; r < R; ++r) {
+      A* at = out + r * ldo + v * lanes;
+      if (past)
+        stream(at, acc[r]);
+      else
+        std::memcpy(at, &acc[r], kVectorBytes);
+    }
+  }
+}
+
+template <class A>
+__attribute__((noinline)) void outer_few(int64_t tokens, int64_t rows, const A* g, int64_t ldg,
+                                         const A* x, int64_t ldx, int64_t vectors, A* out,
+                                         int64_t ldo, bool past) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    outer_tile<4>(tokens, g + r * ldg, ldg, x, ldx, vectors, out + r * ldo, ldo, past);
+  for (; r < rows; ++r)
+    outer_tile<1>(tokens, g + r * ldg, ldg, x, ldx, vectors, out + r * ldo, ldo, past);
+}
+
+// n vectors of zeros.
+template <class A>
+inline void clear(A* out, int64_t n, bool past) {
+  const typename Vector<A>::type zero = {};
+  if (!past) return void(std::memset(out, 0, n * kVectorBytes));
+  for (int64_t v = 0; v < n; ++v) stream(out + v * Vector<A>::lanes, zero);
+}
+
+template <class A>
+__attribute__((noinline)) void add_few(int64_t tokens, int64_t rows, const A* g, int64_t ldg,
+                                       const A* w, int64_t ldw, int64_t vectors, A* out,
+                                       int64_t ldo) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    add_tile<4>(tokens, g + r * ldg, ldg, w + r * ldw, ldw, vectors, out, ldo);
+  for (; r < rows; ++r) add_tile<1>(tokens, g + r * ldg, ldg, w + r * ldw, ldw, vectors, out, ldo);
 }
 
 }  // namespace FRNN_ISA

@@ -1,5 +1,5 @@
-// The softmax backward on the CPU. With G = d log p / dz as forward left it and d the gradient of
-// each token's log p:
+// The softmax backward on the CPU. With G = d objective / dz as forward left it and d the gradient
+// of each token's objective:
 //   dx_t = d_t sum_r G[r, t] w_r
 //     tasks: blocks of sorted tokens (and of columns when those are few)
 //   dw_r = sum_t G[r, t] d_t x_t
@@ -28,7 +28,7 @@ class SoftmaxBackwardPass {
   SoftmaxBackwardPass(const SoftmaxBackward& args, const SoftmaxPlan& plan)
       : a(args),
         p(plan),
-        N(a.n.N),
+        N(p.tokens),
         H(a.n.H),
         ld(row_stride<A>(H)),
         xs(N * ld),
@@ -76,6 +76,9 @@ class SoftmaxBackwardPass {
       for (int64_t h = 0; h < H; ++h) row[h] *= d;
       store_row(row, H, static_cast<D*>(a.dinput) + p.order[i] * H);
     }
+#pragma omp for
+    for (int64_t i = N; i < a.n.N; ++i)
+      std::memset(static_cast<D*>(a.dinput) + p.order[i] * H, 0, H * sizeof(D));
   }
 
   // Sorted tokens [begin, end), columns from `column` on: all nodes they pass through, root first.
@@ -88,9 +91,20 @@ class SoftmaxBackwardPass {
         v = visit.next;
         continue;
       }
+      // The choice must not depend on how columns are divided: same bits for any threads.
+      const int64_t tokens = least(end, visit.end) - (begin > visit.begin ? begin : visit.begin);
       for (int64_t r = 0; r < visit.rows; r += kRows) {
         const int64_t rows = least(kRows, visit.rows - r);
         const D* weight = static_cast<const D*>(a.weight) + (visit.row + r) * H + column;
+        if (tokens <= kFew) {
+          int64_t stride;
+          const A* few = whole_rows(weight, rows, H, valid, w, stride);
+          panels(visit, begin, end, [&](int64_t token, int64_t count, const A* g, int64_t width) {
+            add_few(count, rows, g + r * width, width, few, stride, vectors,
+                    xs.get() + token * ld + column, ld);
+          });
+          continue;
+        }
         for (int64_t i = 0; i < rows; ++i) {
           load_row(weight + i * H, valid, w + i * ld);
           for (int64_t c = valid; c < columns; ++c) w[i * ld + c] = 0;
@@ -131,25 +145,35 @@ class SoftmaxBackwardPass {
     const int64_t batch = 1 + count_ / (64 * omp_get_num_threads());
 #pragma omp for schedule(dynamic, batch)
     for (int64_t t = 0; t < count_; ++t) rows_of(tasks.get()[t], local);
+#if defined(__AVX__)
+    _mm_sfence();  // what was streamed is there for whoever sees that this is done
+#endif
   }
 
   void rows_of(const Task& t, A* sum) {
     D* dweight = a.dweight ? static_cast<D*>(a.dweight) + t.out * H : nullptr;
     D* dbias = a.dbias ? static_cast<D*>(a.dbias) + t.out : nullptr;
+    // Into the tensor itself where a row is a number of whole vectors.
+    const bool direct = std::is_same_v<D, A> && H % lanes == 0;
     if (!t.visit) {
-      if (dweight) std::memset(dweight, 0, t.rows * H * sizeof(D));
+      if (dweight && direct)
+        clear(reinterpret_cast<A*>(dweight), t.rows * H / lanes, past());
+      else if (dweight)
+        std::memset(dweight, 0, t.rows * H * sizeof(D));
       if (dbias) std::memset(dbias, 0, t.rows * sizeof(D));
       return;
     }
     const int64_t r = t.row - t.visit->row;
     if (dweight) {
       const int64_t vectors = (H + lanes - 1) / lanes;
-      // Into the tensor itself where a row is a number of whole vectors.
-      const bool direct = std::is_same_v<D, A> && H % lanes == 0;
       A* out = direct ? reinterpret_cast<A*>(dweight) : sum;
       const int64_t stride = direct ? H : ld;
+      const bool few = t.visit->end - t.visit->begin <= kFew;
       bool add = false;
       panels(*t.visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
+        if (few)
+          return outer_few(count, t.rows, g + r * width, width, xs.get() + token * ld, ld, vectors,
+                           out, stride, direct && past());
         multiply(t.rows, vectors, count, Strided<A>{g + r * width, width, 1}, xs.get() + token * ld,
                  ld, out, stride, add);
         add = true;
@@ -161,12 +185,26 @@ class SoftmaxBackwardPass {
       for (int64_t i = 0; i < t.rows; ++i) store(dbias[i], bias_grad(*t.visit, r + i));
   }
 
+  // Whether the gradient is so large that it does not stay in the caches anyway.
+  bool past() const {
+    constexpr int64_t kLarge = int64_t(32) << 20;
+    return a.n.R * H * int64_t(sizeof(D)) >= kLarge &&
+           reinterpret_cast<uintptr_t>(a.dweight) % kVectorBytes == 0;
+  }
+
   A bias_grad(const SoftmaxVisit& visit, int64_t r) const {
+    if (visit.end - visit.begin <= kFew) {
+      A sum = 0;
+      panels(visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
+        for (int64_t l = 0; l < count; ++l) sum += g[r * width + l] * ds.get()[token + l];
+      });
+      return sum;
+    }
     A part[L] = {};
     panels(visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
       for (int64_t l = 0; l < count; ++l) part[l] += g[r * width + l] * ds.get()[token + l];
     });
-    for (int64_t n = L; n > 1; n = (n + 1) / 2)
+    for (int64_t n = least(L, visit.end - visit.begin); n > 1; n = (n + 1) / 2)
       for (int64_t l = 0; l < n / 2; ++l) part[l] += part[l + (n + 1) / 2];
     return part[0];
   }

@@ -5,6 +5,9 @@
 #pragma once
 #include <omp.h>
 
+#include <cmath>
+#include <limits>
+
 #include "../softmax.h"
 #include "block_product.h"
 
@@ -30,6 +33,10 @@ constexpr int64_t row_stride(int64_t n) {
   return (ceil_to(n, line) / line | 1) * line;
 }
 
+// exp for x <= 0; what float cannot hold is 0.
+inline float exp_below(float x) { return x < -87.0f ? 0.0f : exp_host(x); }
+inline double exp_below(double x) { return std::exp(x); }
+
 // Memory for one call, not cleared.
 template <class T>
 class Scratch {
@@ -49,6 +56,27 @@ class Scratch {
 template <class D>
 inline void load_row(const D* from, int64_t n, State<D>* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = load(from[i]);
+}
+
+// `columns` of rows of a matrix [n, H] of data, as whole vectors of A: as they lie, where they are
+// that, else converted into `local`, whose rows are row_stride(H) apart, with zeros behind them.
+template <class D>
+inline const State<D>* whole_rows(const D* from, int64_t rows, int64_t H, int64_t columns,
+                                  State<D>* local, int64_t& stride) {
+  constexpr int64_t lanes = Vector<State<D>>::lanes;
+  if constexpr (std::is_same_v<D, State<D>>) {
+    if (H % lanes == 0) {
+      stride = H;
+      return from;
+    }
+  }
+  stride = row_stride<State<D>>(H);
+  const int64_t end = ceil_to(columns, lanes);
+  for (int64_t i = 0; i < rows; ++i) {
+    load_row(from + i * H, columns, local + i * stride);
+    for (int64_t c = columns; c < end; ++c) local[i * stride + c] = 0;
+  }
+  return local;
 }
 
 template <class D>

@@ -8,6 +8,8 @@ namespace fusedrnn {
   namespace ISA {                                                           \
   const char* softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);   \
   const char* softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&); \
+  const char* softmax_search(const SoftmaxSearch&);                         \
+  const char* log_softmax(const LogSoftmax&);                               \
   }
 FRNN_DECLARE(portable)
 #ifdef FUSEDRNN_HAS_avx2
@@ -18,12 +20,10 @@ FRNN_DECLARE(avx512)
 
 namespace {
 
-template <class Args, class Kernel>
-const char* run(const Args& args, const SoftmaxPlan& plan, Kernel portable, Kernel avx2,
-                Kernel avx512) {
+template <class Kernel>
+Kernel in_use(Kernel portable, Kernel avx2, Kernel avx512) {
   const Isa which = isa();
-  const Kernel kernel = which == Isa::avx512 ? avx512 : which == Isa::avx2 ? avx2 : portable;
-  return kernel(args, plan);
+  return which == Isa::avx512 ? avx512 : which == Isa::avx2 ? avx2 : portable;
 }
 
 }  // namespace
@@ -35,11 +35,19 @@ const char* run(const Args& args, const SoftmaxPlan& plan, Kernel portable, Kern
 #endif
 
 const char* cpu_softmax_forward(const SoftmaxForward& args, const SoftmaxPlan& plan) {
-  return run(args, plan, FRNN_EACH_ISA(softmax_forward));
+  return in_use(FRNN_EACH_ISA(softmax_forward))(args, plan);
 }
 
 const char* cpu_softmax_backward(const SoftmaxBackward& args, const SoftmaxPlan& plan) {
-  return run(args, plan, FRNN_EACH_ISA(softmax_backward));
+  return in_use(FRNN_EACH_ISA(softmax_backward))(args, plan);
+}
+
+const char* cpu_softmax_search(const SoftmaxSearch& args) {
+  return in_use(FRNN_EACH_ISA(softmax_search))(args);
+}
+
+const char* cpu_log_softmax(const LogSoftmax& args) {
+  return in_use(FRNN_EACH_ISA(log_softmax))(args);
 }
 
 }  // namespace fusedrnn

@@ -1,18 +1,13 @@
 // The softmax forward on the CPU. Tasks are (node, block of its tokens, chunk of its rows); each
 // leaves exp(z - m) with the chunk's maximum m and sum, and once all chunks of a node are there
 //   lse = M + log sum_c s_c exp(m_c - M),   log p = z_target - lse,   d log p / dz = 1[target] - p
+// With label smoothing e and z-loss c, for k rows (softmax.h has the objective):
+//   d objective / dz_j = (1 - e) 1[j = target] + e / k - p_j (1 + 2 c lse)
 #pragma once
-#include <cmath>
-#include <limits>
-
 #include "softmax_common.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
-
-// exp for x <= 0; what float cannot hold is 0.
-inline float exp_below(float x) { return x < -87.0f ? 0.0f : exp_host(x); }
-inline double exp_below(double x) { return std::exp(x); }
 
 template <class D>
 class SoftmaxForwardPass {
@@ -37,17 +32,20 @@ class SoftmaxForwardPass {
   SoftmaxForwardPass(const SoftmaxForward& args, const SoftmaxPlan& plan)
       : a(args),
         p(plan),
-        N(a.n.N),
+        N(p.tokens),
+        e(A(a.smoothing)),
         H(a.n.H),
         ld(row_stride<A>(H)),
         xs(N * ld),
         log_p(p.slots),
+        extra(a.objective ? p.slots : 0),
         tasks(count_tasks()),
         maxima(stats_),
-        sums(stats_) {}
+        sums(stats_),
+        means(a.objective ? stats_ : 0) {}
 
   bool allocated() {
-    if (!(xs && log_p && tasks && maxima && sums)) return false;
+    if (!(xs && log_p && extra && tasks && maxima && sums && means)) return false;
     list_tasks();
     return true;
   }
@@ -104,7 +102,10 @@ class SoftmaxForwardPass {
 
   void first(const Task& t, Local& local) {
     if (t.visit->rows == 1) return sigmoid_node(t, local);
-    logits(t, local);
+    if (t.tokens <= kFew)
+      few_logits(t, local);
+    else
+      logits(t, local);
     for (int64_t at = 0; at < t.tokens; at += L)
       exponentials(t, at, least(L, t.tokens - at), local.z.get() + at * kChunk);
     if (t.chunks == 1) finish(t);
@@ -133,6 +134,27 @@ class SoftmaxForwardPass {
     }
   }
 
+  // The same for one panel of few tokens.
+  void few_logits(const Task& t, Local& local) {
+    const D* weight = static_cast<const D*>(a.weight) + (t.visit->row + t.row) * H;
+    const D* bias = static_cast<const D*>(a.bias) + (t.visit->row + t.row);
+    const A* x = xs.get() + (t.visit->begin + t.token) * ld;
+    const int64_t width = width_of(t.tokens);
+    for (int64_t r = 0; r < t.rows; r += kGroup) {
+      const int64_t rows = least(kGroup, t.rows - r);
+      A* z = local.z.get() + r * width;
+      for (int64_t i = 0; i < rows; ++i) {
+        const A b = a.bias ? load(bias[r + i]) : A(0);
+        for (int64_t l = 0; l < width; ++l) z[i * width + l] = b;
+      }
+      int64_t stride;
+      const A* w = whole_rows(weight + r * H, rows, H, H, local.w.get(), stride);
+      dot_few(t.tokens, rows, w, stride, x, ld, vectors(), z, width);
+    }
+  }
+
+  int64_t vectors() const { return (H + Vector<A>::lanes - 1) / Vector<A>::lanes; }
+
   // The task's tokens as panels [H][width].
   void transpose(const Task& t, A* out) const {
     for (int64_t at = 0; at < t.tokens; at += L) {
@@ -149,7 +171,7 @@ class SoftmaxForwardPass {
   // One panel: keep the target's logit, turn z into exp(z - m), and note m and the sum.
   void exponentials(const Task& t, int64_t at, int64_t valid, A* z) {
     const int64_t width = width_of(valid), slot = t.visit->slot + t.token + at;
-    A m[L], shift[L], s[L];
+    A m[L], shift[L], s[L], mean[L] = {};
     for (int64_t l = 0; l < width; ++l) m[l] = -std::numeric_limits<A>::infinity(), s[l] = 0;
     for (int64_t r = 0; r < t.rows; ++r)
       for (int64_t l = 0; l < width; ++l) m[l] = z[r * width + l] > m[l] ? z[r * width + l] : m[l];
@@ -160,14 +182,19 @@ class SoftmaxForwardPass {
     // A chunk may be all -infinity (words masked by their bias) while another is not.
     for (int64_t l = 0; l < width; ++l)
       shift[l] = m[l] == -std::numeric_limits<A>::infinity() ? A(0) : m[l];
+    if (a.objective)  // of z - m, that it does not drown at large logits
+      for (int64_t r = 0; r < t.rows; ++r)
+        for (int64_t l = 0; l < width; ++l)
+          mean[l] += (z[r * width + l] - shift[l]) / t.visit->rows;
     for (int64_t r = 0; r < t.rows; ++r)
       for (int64_t l = 0; l < width; ++l) {
-        const A e = exp_below(z[r * width + l] - shift[l]);
-        z[r * width + l] = e;
-        s[l] += e;
+        const A power = exp_below(z[r * width + l] - shift[l]);
+        z[r * width + l] = power;
+        s[l] += power;
       }
     std::memcpy(maxima.get() + t.stat + at, m, valid * sizeof(A));
     std::memcpy(sums.get() + t.stat + at, s, valid * sizeof(A));
+    if (a.objective) std::memcpy(means.get() + t.stat + at, mean, valid * sizeof(A));
     if (!a.saved) return;
     A* out = saved_panel(t, at, valid);
     for (int64_t r = 0; r < t.rows; ++r)
@@ -197,65 +224,92 @@ class SoftmaxForwardPass {
           const int64_t i = stat + c * blocks * B + at + l;
           if (sums.get()[i] != 0) S += sums.get()[i] * std::exp(maxima.get()[i] - M);
         }
-        scale[l] = -std::exp(maxima.get()[t.stat + at + l] - M) / S;
-        // (z - M) - log S, not z - (M + log S): the second rounds log S away at large logits.
+        const A log_S = std::log(S), lse = M + log_S;
+        scale[l] = -std::exp(maxima.get()[t.stat + at + l] - M) / S * (1 + 2 * A(a.z_loss) * lse);
         const int64_t r = p.branch[slot + at + l] - t.row;
-        if (r >= 0 && r < t.rows)
-          log_p.get()[slot + at + l] = (log_p.get()[slot + at + l] - M) - std::log(S);
+        if (r < 0 || r >= t.rows) continue;
+        // (z - M) - log S, not z - (M + log S): the second rounds log S away at large logits.
+        A& log_prob = log_p.get()[slot + at + l];
+        log_prob = (log_prob - M) - log_S;
+        if (!a.objective) continue;
+        A& more = extra.get()[slot + at + l];
+        more = -A(a.z_loss) * lse * lse;
+        if (e != 0) more += e * ((mean_logit(t, stat + at + l, blocks, M) - log_S) - log_prob);
       }
       if (a.saved) normalise(t, at, valid, scale);
     }
   }
 
-  // exp(z - m) -> 1[target] - p
+  // The mean of z - M over all rows of a node, from those of its chunks.
+  A mean_logit(const Task& t, int64_t stat, int64_t blocks, A M) const {
+    A sum = 0;
+    for (int64_t c = 0; c < t.chunks; ++c) {
+      const int64_t i = stat + c * blocks * B, rows = least(kChunk, t.visit->rows - c * kChunk);
+      const A m = maxima.get()[i];
+      const A shift = m == -std::numeric_limits<A>::infinity() ? A(0) : m;
+      sum += means.get()[i] + (shift - M) * rows / t.visit->rows;
+    }
+    return sum;
+  }
+
+  // exp(z - m) -> d objective / dz
   void normalise(const Task& t, int64_t at, int64_t valid, const A* scale) {
     A* g = saved_panel(t, at, valid);
+    const A share = e / t.visit->rows;
     for (int64_t r = 0; r < t.rows; ++r)
-      for (int64_t l = 0; l < valid; ++l) g[r * valid + l] *= scale[l];
+      for (int64_t l = 0; l < valid; ++l) g[r * valid + l] = g[r * valid + l] * scale[l] + share;
     for (int64_t l = 0; l < valid; ++l) {
       const int64_t r = p.branch[t.visit->slot + t.token + at + l] - t.row;
-      if (r >= 0 && r < t.rows) g[r * valid + l] += A(1);
+      if (r >= 0 && r < t.rows) g[r * valid + l] += A(1) - e;
     }
   }
 
   // A node of one row: s = w.x + b, +s for branch 0 and -s for branch 1;
   // log sigmoid(a) = min(a, 0) - log1p(exp(-|a|)).
   void sigmoid_node(const Task& t, Local& local) {
-    A* w = local.w.get();
-    load_row(static_cast<const D*>(a.weight) + t.visit->row * H, H, w);
-    std::memset(w + H, 0, (ld - H) * sizeof(A));
+    int64_t stride;
+    const A* w = whole_rows(static_cast<const D*>(a.weight) + t.visit->row * H, 1, H, H,
+                            local.w.get(), stride);
     const A bias = a.bias ? load(static_cast<const D*>(a.bias)[t.visit->row]) : A(0);
-    const int64_t vectors = (H + Vector<A>::lanes - 1) / Vector<A>::lanes;
     for (int64_t i = t.token; i < t.token + t.tokens; ++i) {
-      const A s = dot(xs.get() + (t.visit->begin + i) * ld, w, vectors) + bias;
+      const A s = dot(xs.get() + (t.visit->begin + i) * ld, w, vectors()) + bias;
       const A sign = p.branch[t.visit->slot + i] ? A(-1) : A(1), v = sign * s;
-      const A e = std::exp(-std::abs(v));
-      log_p.get()[t.visit->slot + i] = (v < 0 ? v : A(0)) - std::log1p(e);
+      const A power = std::exp(-std::abs(v));
+      log_p.get()[t.visit->slot + i] = (v < 0 ? v : A(0)) - std::log1p(power);
+      // The mean of log sigmoid(v) and log sigmoid(-v) is the first less v / 2.
+      if (a.objective) extra.get()[t.visit->slot + i] = -e / 2 * v;
       if (a.saved)
-        static_cast<A*>(a.saved)[t.visit->saved + i] = sign * (v < 0 ? A(1) : e) / (A(1) + e);
+        static_cast<A*>(a.saved)[t.visit->saved + i] =
+            sign * ((v < 0 ? A(1) : power) / (A(1) + power) - e / 2);
     }
   }
 
-  // log p of each token, in the order of its path.
+  // log p of each token, in the order of its path, and then the objective.
   void add_up() {
     A* total = xs.get();  // no longer needed
     std::memset(total, 0, N * sizeof(A));
+    add_up(log_p.get(), total, static_cast<A*>(a.output));
+    if (a.objective) add_up(extra.get(), total, static_cast<A*>(a.objective));
+  }
+
+  void add_up(const A* part, A* total, A* out) const {
     for (int64_t v = 0; v < p.count; ++v) {
       const SoftmaxVisit& visit = p.visits[v];
       for (int64_t i = visit.begin; i < visit.end; ++i)
-        total[i] += log_p.get()[visit.slot + i - visit.begin];
+        total[i] += part[visit.slot + i - visit.begin];
     }
-    for (int64_t i = 0; i < N; ++i) static_cast<A*>(a.output)[p.order[i]] = total[i];
+    for (int64_t i = 0; i < a.n.N; ++i) out[p.order[i]] = i < N ? total[i] : A(0);
   }
 
   const SoftmaxForward& a;
   const SoftmaxPlan& p;
   const int64_t N, H, ld;
+  const A e;
   int64_t count_ = 0, stats_ = 0;
   bool failed_ = false;
-  Scratch<A> xs, log_p;
+  Scratch<A> xs, log_p, extra;  // extra: what each pair adds to the objective beside log p
   Scratch<Task> tasks;
-  Scratch<A> maxima, sums;
+  Scratch<A> maxima, sums, means;
 };
 
 }  // namespace FRNN_ISA

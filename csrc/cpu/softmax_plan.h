@@ -27,18 +27,21 @@ inline std::vector<int64_t> sorted_order(const std::vector<int64_t>& key, int64_
 
 class SoftmaxPlanner {
  public:
-  SoftmaxPlanner(const SoftmaxTree& tree, const int64_t* target, int64_t N) : tree_(tree) {
+  SoftmaxPlanner(const SoftmaxTree& tree, const int64_t* target, int64_t N, int64_t ignored)
+      : tree_(tree) {
     std::vector<int64_t> key(N);
-    for (int64_t i = 0; i < N; ++i) key[i] = tree.leaf_rank[target[i]];
-    order_ = sorted_order(key, tree.words);
+    for (int64_t i = 0; i < N; ++i)
+      key[i] = target[i] == ignored ? tree.words : tree.leaf_rank[target[i]];
+    order_ = sorted_order(key, tree.words + 1);
     rank_.resize(N);
     for (int64_t i = 0; i < N; ++i) rank_[i] = key[order_[i]];
-    walk(N);
+    while (tokens_ < N && rank_[tokens_] < tree.words) ++tokens_;
+    walk(tokens_);
   }
 
   SoftmaxPlan plan() const {
-    return {order_.data(), visits_.data(), int64_t(visits_.size()), branch_.data(),
-            int64_t(branch_.size())};
+    return {order_.data(),           tokens_,        visits_.data(),
+            int64_t(visits_.size()), branch_.data(), int64_t(branch_.size())};
   }
   int64_t saved() const { return saved_; }
 
@@ -97,7 +100,7 @@ class SoftmaxPlanner {
   std::vector<int64_t> order_, rank_;
   std::vector<SoftmaxVisit> visits_;
   std::vector<int32_t> branch_;
-  int64_t saved_ = 0, rows_ = 0;
+  int64_t tokens_ = 0, saved_ = 0, rows_ = 0;
 };
 
 }  // namespace fusedrnn

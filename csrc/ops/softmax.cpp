@@ -44,12 +44,22 @@ struct Tree {
     return checked(t, name, {size}, ScalarType::Long);
   }
 
-  Tensor targets(const Tensor& target, int64_t N) const {
+  Tensor targets(const Tensor& target, int64_t N, int64_t ignored) const {
     Tensor t = ints(target, "target", N);
-    for (int64_t i = 0; i < N; ++i)
-      STD_TORCH_CHECK(longs(t)[i] >= 0 && longs(t)[i] < view.words, "fusedrnn: target[", i, "] is ",
-                      longs(t)[i], "; it must be in 0..", view.words - 1);
+    for (int64_t i = 0; i < N; ++i) {
+      const int64_t word = longs(t)[i];
+      STD_TORCH_CHECK(word == ignored || (word >= 0 && word < view.words), "fusedrnn: target[", i,
+                      "] is ", word, "; it must be in 0..", view.words - 1, " or ", ignored,
+                      ", the ignore_index");
+    }
     return t;
+  }
+
+  // The word of each leaf.
+  std::vector<int32_t> word() const {
+    std::vector<int32_t> words(view.words);
+    for (int64_t w = 0; w < view.words; ++w) words[view.leaf_rank[w]] = int32_t(w);
+    return words;
   }
 };
 
@@ -70,10 +80,11 @@ void fits(const SoftmaxPlanner& planner, const Tensor& saved) {
                   "fusedrnn: path_rows is less than the rows on the longest path of a target");
 }
 
-std::tuple<Tensor, Tensor> softmax_forward(Tensor input, Tensor weight, Maybe bias, Tensor target,
-                                           Tensor leaf_rank, Tensor node_rows, Tensor node_branches,
-                                           Tensor branch_leaf, Tensor branch_node,
-                                           int64_t path_rows, bool save) {
+// objective: what is trained on where that is not output, else nothing.
+std::tuple<Tensor, Tensor, Tensor> softmax_forward(
+    Tensor input, Tensor weight, Maybe bias, Tensor target, Tensor leaf_rank, Tensor node_rows,
+    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, int64_t path_rows,
+    int64_t ignore_index, double label_smoothing, double z_loss, bool save) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
   const SoftmaxSizes n = sizes(input, weight);
@@ -81,23 +92,103 @@ std::tuple<Tensor, Tensor> softmax_forward(Tensor input, Tensor weight, Maybe bi
   input = checked(input, "input", {n.N, n.H}, dtype);
   weight = checked(weight, "weight", {n.R, n.H}, dtype);
   if (bias.has_value()) bias = checked(*bias, "bias", {n.R}, dtype);
-  target = tree.targets(target, n.N);
-  const SoftmaxPlanner planner(tree.view, longs(target), n.N);
+  target = tree.targets(target, n.N, ignore_index);
+  const SoftmaxPlanner planner(tree.view, longs(target), n.N, ignore_index);
+  const bool plain = label_smoothing == 0 && z_loss == 0;
   Tensor output = allocate(input, {n.N}, state_dtype(input));
+  Tensor objective = allocate(input, {plain ? 0 : n.N}, state_dtype(input));
   Tensor saved = allocate(input, {save ? n.N : 0, path_rows}, state_dtype(input));
   if (save) fits(planner, saved);
-  succeed(
-      cpu_softmax_forward({n, input.const_data_ptr(), weight.const_data_ptr(), data(bias),
-                           output.mutable_data_ptr(), save ? saved.mutable_data_ptr() : nullptr},
-                          planner.plan()));
-  return {output, saved};
+  succeed(cpu_softmax_forward(
+      {n, label_smoothing, z_loss, input.const_data_ptr(), weight.const_data_ptr(), data(bias),
+       output.mutable_data_ptr(), plain ? nullptr : objective.mutable_data_ptr(),
+       save ? saved.mutable_data_ptr() : nullptr},
+      planner.plan()));
+  return {output, objective, saved};
+}
+
+// The log-probabilities of all words from all logits, or, given grad, the gradient of the logits;
+// into `into`, if it is there.
+Tensor log_softmax(Maybe grad, Maybe into, Tensor logits, Tensor leaf_rank, Tensor node_rows,
+                   Tensor node_branches, Tensor branch_leaf, Tensor branch_node) {
+  STD_TORCH_CHECK(logits.dim() == 2, "fusedrnn: logits must be [N, rows]");
+  const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, logits.size(1));
+  const int64_t N = logits.size(0), V = tree.view.words;
+  const ScalarType dtype = state_dtype(logits);
+  logits = checked(logits, "logits", {N, tree.view.rows}, dtype);
+  if (grad.has_value()) grad = checked(*grad, "grad", {N, V}, dtype);
+  if (into.has_value()) {
+    checked(*into, "out", {N, V}, dtype);
+    STD_TORCH_CHECK(into->is_contiguous(), "fusedrnn: out must be contiguous");
+  }
+  Tensor out =
+      into.has_value() ? *into : allocate_large(logits, N, grad.has_value() ? tree.view.rows : V);
+  bool in_order = true;
+  for (int64_t w = 0; w < V && in_order; ++w) in_order = tree.view.leaf_rank[w] == w;
+  const std::vector<int32_t> word = in_order ? std::vector<int32_t>() : tree.word();
+  succeed(cpu_log_softmax({N, dtype_of(logits), int(torch::stable::get_num_threads()), tree.view,
+                           in_order ? nullptr : word.data(), logits.const_data_ptr(), data(grad),
+                           out.mutable_data_ptr()}));
+  return out;
+}
+
+Tensor log_softmax_forward(Tensor logits, Tensor leaf_rank, Tensor node_rows, Tensor node_branches,
+                           Tensor branch_leaf, Tensor branch_node) {
+  return log_softmax(std::nullopt, std::nullopt, logits, leaf_rank, node_rows, node_branches,
+                     branch_leaf, branch_node);
+}
+
+void log_softmax_out(Tensor logits, Tensor leaf_rank, Tensor node_rows, Tensor node_branches,
+                     Tensor branch_leaf, Tensor branch_node, Tensor out) {
+  log_softmax(std::nullopt, out, logits, leaf_rank, node_rows, node_branches, branch_leaf,
+              branch_node);
+}
+
+Tensor log_softmax_backward(Tensor grad, Tensor logits, Tensor leaf_rank, Tensor node_rows,
+                            Tensor node_branches, Tensor branch_leaf, Tensor branch_node) {
+  return log_softmax(grad, std::nullopt, logits, leaf_rank, node_rows, node_branches, branch_leaf,
+                     branch_node);
+}
+
+// root: the logits of the root. uniform: draw a word by each of these; none: the k best.
+std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Tensor weight,
+                                                  Maybe bias, Maybe uniform, Tensor leaf_rank,
+                                                  Tensor node_rows, Tensor node_branches,
+                                                  Tensor branch_leaf, Tensor branch_node, int64_t k,
+                                                  double scale) {
+  check_matrices(input, weight);
+  const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
+  const SoftmaxSizes n = sizes(input, weight);
+  const ScalarType dtype = input.scalar_type(), wide = state_dtype(input);
+  STD_TORCH_CHECK(k >= 1 && k <= tree.view.words, "fusedrnn: k is ", k, "; it must be in 1..",
+                  tree.view.words);
+  input = checked(input, "input", {n.N, n.H}, dtype);
+  weight = checked(weight, "weight", {n.R, n.H}, dtype);
+  if (bias.has_value()) bias = checked(*bias, "bias", {n.R}, dtype);
+  root = checked(root, "root", {n.N, tree.view.node_rows[1]}, wide);
+  if (uniform.has_value()) {
+    STD_TORCH_CHECK(k == 1, "fusedrnn: one word is drawn, not ", k);
+    uniform = checked(*uniform, "uniform", {n.N}, ScalarType::Double);
+  }
+  int64_t widest = 0;
+  for (int64_t m = 0; m < tree.view.nodes; ++m)
+    widest = std::max(widest, tree.view.node_rows[m + 1] - tree.view.node_rows[m]);
+  const std::vector<int32_t> word = tree.word();
+  Tensor log_prob = allocate(input, {n.N, k}, wide);
+  Tensor words = allocate(leaf_rank, {n.N, k}), rows = allocate(leaf_rank, {n.N});
+  succeed(cpu_softmax_search(
+      {n, tree.view, word.data(), widest, input.const_data_ptr(), weight.const_data_ptr(),
+       data(bias), root.const_data_ptr(), k, static_cast<const double*>(data(uniform)), scale,
+       log_prob.mutable_data_ptr(), static_cast<int64_t*>(words.mutable_data_ptr()),
+       static_cast<int64_t*>(rows.mutable_data_ptr())}));
+  return {log_prob, words, rows};
 }
 
 // rows: those of dweight and dbias when they are sparse, else nothing.
 std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
     Tensor grad, Tensor input, Tensor weight, Tensor target, Tensor leaf_rank, Tensor node_rows,
-    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved, bool need_input,
-    bool need_weight, bool need_bias, bool sparse) {
+    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved,
+    int64_t ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
   const SoftmaxSizes n = sizes(input, weight);
@@ -107,8 +198,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
   grad = checked(grad, "grad", {n.N}, wide);
   STD_TORCH_CHECK(saved.dim() == 2, "fusedrnn: saved must be what forward returned");
   saved = checked(saved, "saved", {n.N, saved.size(1)}, wide);
-  target = tree.targets(target, n.N);
-  const SoftmaxPlanner planner(tree.view, longs(target), n.N);
+  target = tree.targets(target, n.N, ignore_index);
+  const SoftmaxPlanner planner(tree.view, longs(target), n.N, ignore_index);
   fits(planner, saved);
   const int64_t R = sparse ? planner.rows() : n.R;
   Tensor dinput = allocate(input, {need_input ? n.N : 0, n.H});
@@ -131,4 +222,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("hierarchical_softmax_forward.native", TORCH_BOX(&fusedrnn::softmax_forward));
   m.impl("hierarchical_softmax_backward.native", TORCH_BOX(&fusedrnn::softmax_backward));
+  m.impl("hierarchical_softmax_search.native", TORCH_BOX(&fusedrnn::softmax_search));
+  m.impl("hierarchical_log_softmax.native", TORCH_BOX(&fusedrnn::log_softmax_forward));
+  m.impl("hierarchical_log_softmax.native_out", TORCH_BOX(&fusedrnn::log_softmax_out));
+  m.impl("hierarchical_log_softmax_backward.native", TORCH_BOX(&fusedrnn::log_softmax_backward));
 }

@@ -1,0 +1,145 @@
+// All logits to the log-probabilities of all words, and back.
+//
+//   log p(word) = sum over its path of l,  l = z_j - lse (node of k rows), +-log sigmoid (of one)
+//   with g(branch) = sum of grad over the words below it, G(node) = sum of its branches':
+//   dz_j = g_j - p_j G,   of a sigmoid:  ds = g_0 sigmoid(-s) - g_1 sigmoid(s)
+//
+// A thread takes whole tokens: down the tree in preorder, up in the opposite order.
+#pragma once
+#include "softmax_common.h"
+
+namespace fusedrnn {
+inline namespace FRNN_ISA {
+
+// The maximum and the sum of exp(z - max), in as many partial ones as vectors need.
+template <class A>
+inline void max_and_sum(const A* z, int64_t n, A& top, A& sum) {
+  constexpr int64_t L = kLanes<A>;
+  const A lowest = -std::numeric_limits<A>::infinity();
+  A m[L], s[L] = {};
+  for (int64_t l = 0; l < L; ++l) m[l] = lowest;
+  int64_t i = 0;
+  for (; i + L <= n; i += L)
+    for (int64_t l = 0; l < L; ++l) m[l] = z[i + l] > m[l] ? z[i + l] : m[l];
+  for (int64_t l = 0; i + l < n; ++l) m[l] = z[i + l] > m[l] ? z[i + l] : m[l];
+  top = lowest;
+  for (int64_t l = 0; l < L; ++l) top = m[l] > top ? m[l] : top;
+  for (i = 0; i + L <= n; i += L)
+    for (int64_t l = 0; l < L; ++l) s[l] += exp_below(z[i + l] - top);
+  for (int64_t l = 0; i + l < n; ++l) s[l] += exp_below(z[i + l] - top);
+  sum = 0;
+  for (int64_t l = 0; l < L; ++l) sum += s[l];
+}
+
+// log sigmoid(s) and log sigmoid(-s).
+template <class A>
+inline void log_sigmoids(A s, A* out) {
+  const A t = std::log1p(std::exp(-std::abs(s)));
+  out[0] = (s < 0 ? s : A(0)) - t;
+  out[1] = (s < 0 ? A(0) : -s) - t;
+}
+
+template <class A>
+class LogSoftmaxPass {
+ public:
+  explicit LogSoftmaxPass(const LogSoftmax& args) : a(args), t(a.tree) {}
+
+  bool allocated() { return true; }
+  bool failed() const { return failed_; }
+
+  // Called by every thread of a team.
+  void run() {
+    Scratch<A> of_node(t.nodes);
+    if (!of_node) failed_ = true;
+#pragma omp barrier
+    if (failed_) return;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < a.N; ++i) {
+      const A* z = static_cast<const A*>(a.logits) + i * t.rows;
+      if (a.grad)
+        up(z, static_cast<const A*>(a.grad) + i * t.words, of_node.get(),
+           static_cast<A*>(a.out) + i * t.rows);
+      else
+        down(z, of_node.get(), static_cast<A*>(a.out) + i * t.words);
+    }
+  }
+
+ private:
+  int64_t word(int64_t rank) const { return a.word ? a.word[rank] : rank; }
+
+  // of_node: log p of each.
+  void down(const A* z, A* of_node, A* out) const {
+    of_node[0] = 0;
+    for (int64_t m = 0; m < t.nodes; ++m) {
+      const int64_t row = t.node_rows[m], k = t.node_rows[m + 1] - row;
+      const int64_t first = t.node_branches[m];
+      if (k == 1) {
+        A l[2];
+        log_sigmoids(z[row], l);
+        for (int j = 0; j < 2; ++j) put(first + j, of_node[m] + l[j], of_node, out);
+        continue;
+      }
+      A top, sum;
+      max_and_sum(z + row, k, top, sum);
+      const A log_sum = std::log(sum);
+      if (!a.word && only_leaves(m)) {  // written in their order
+        A* to = out + t.branch_leaf[first];
+        const A base = of_node[m];
+        for (int64_t j = 0; j < k; ++j) to[j] = base + ((z[row + j] - top) - log_sum);
+      } else {
+        for (int64_t j = 0; j < k; ++j)
+          put(first + j, of_node[m] + ((z[row + j] - top) - log_sum), of_node, out);
+      }
+    }
+  }
+
+  // Preorder: the node after m is below m unless all branches of m are leaves.
+  bool only_leaves(int64_t m) const {
+    const int64_t first = t.node_branches[m], last = t.node_branches[m + 1];
+    if (m + 1 == t.nodes) return true;
+    const int64_t next = t.branch_leaf[t.node_branches[m + 1]];
+    return next < t.branch_leaf[first] || next > t.branch_leaf[last - 1];
+  }
+
+  void put(int64_t branch, A value, A* of_node, A* out) const {
+    const int64_t node = t.branch_node[branch];
+    if (node >= 0)
+      of_node[node] = value;
+    else
+      out[word(t.branch_leaf[branch])] = value;
+  }
+
+  // of_node: G of each.
+  void up(const A* z, const A* grad, A* of_node, A* out) const {
+    for (int64_t m = t.nodes - 1; m >= 0; --m) {
+      const int64_t row = t.node_rows[m], k = t.node_rows[m + 1] - row;
+      const int64_t first = t.node_branches[m], branches = k == 1 ? 2 : k;
+      const auto below = [&](int64_t j) {
+        const int64_t node = t.branch_node[first + j];
+        return node >= 0 ? of_node[node] : grad[word(t.branch_leaf[first + j])];
+      };
+      A total = 0;
+      if (k == 1) {
+        const A power = std::exp(-std::abs(z[row])), small = power / (1 + power),
+                large = 1 / (1 + power);
+        const A p0 = z[row] < 0 ? small : large, p1 = z[row] < 0 ? large : small;
+        out[row] = below(0) * p1 - below(1) * p0;
+        total = below(0) + below(1);
+      } else {
+        A top, sum;
+        max_and_sum(z + row, k, top, sum);
+        for (int64_t j = 0; j < branches; ++j) total += out[row + j] = below(j);
+        const A scale = total / sum;
+        for (int64_t j = 0; j < k; ++j) out[row + j] -= exp_below(z[row + j] - top) * scale;
+      }
+      of_node[m] = total;
+    }
+  }
+
+  const LogSoftmax& a;
+  const SoftmaxTree& t;
+  bool failed_ = false;
+};
+
+}  // namespace FRNN_ISA
+}  // namespace fusedrnn
