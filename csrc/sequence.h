@@ -1,13 +1,18 @@
-// One direction of one recurrent layer over a whole sequence: what ops hand to the kernels.
+// One direction of one recurrent layer over a whole sequence: what ops hand to the kernels. A layer
+// with two directions is two of these, run by one call: their kernels may run side by side.
 //
 // Sizes: T steps, B batch rows, H hidden units, P the width of h as W_hh sees it (H, or the
 // projection's size), G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads. All
-// tensors are contiguous. "data" is the tensors' dtype; "state" is float for 16-bit data, else
-// data. h of a step is its state 0 after the projection, if there is one; the other states are
-// "inner".
+// tensors are contiguous, but that rows of y and dy are y_row elements apart, since both directions
+// lie in one tensor. "data" is the tensors' dtype; "state" is float for 16-bit data, else data. h
+// of a step is its state 0 after the projection, if there is one; the other states are "inner".
 //
 // lengths: row b takes part in steps t < lengths[b] only. Elsewhere it keeps its state, its y is
 // zero, and its gradients are zero. A reverse sequence starts each row at its own end.
+//
+// reset: where reset[t, b] is set, nothing flows between steps t - 1 and t of row b: forward, step
+// t begins with the reset state (zero, if none is given); in reverse, step t - 1 does. At t = 0
+// that is instead of h0; at and after a row's end it means nothing.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +25,8 @@ struct SequenceSizes {
   int64_t T, B, H, P;
   DType dtype;
   bool reverse;
-  int threads;  // CPU only: how many may be used
+  int64_t y_row;  // elements from one row of y or dy to the next
+  int threads;    // CPU only: how many may be used
 };
 
 struct SequenceForward {
@@ -32,6 +38,9 @@ struct SequenceForward {
   const void* h0;          // [B, P]        data
   const void* c0;          // [S-1, B, H]   data
   const int64_t* lengths;  // [B], or null: all T
+  const bool* reset;       // [T, B], or null: nowhere
+  const void* reset_h;     // [B, P]        data, or null: zero
+  const void* reset_c;     // [S-1, B, H]   data, or null: zero
   void* y;                 // [T, B, P]     data
   void* hn;                // [B, P]        data
   void* cn;                // [S-1, B, H]   data
@@ -51,20 +60,26 @@ struct SequenceBackward {
   const void* weight_hh;
   const void* weight_hr;
   const int64_t* lengths;
+  const bool* reset;
+  const void* reset_h;
+  const void* reset_c;
   const void* saved;
   const void* cells;  // ... to here
   void* grads;        // [T, B, D, H]  data: see Cell
   void* dh0;          // [B, P]        data
   void* dc0;          // [S-1, B, H]   data
+  void* dreset_h;     // [B, P]        data, or null: not wanted
+  void* dreset_c;     // [S-1, B, H]   data, or null likewise
   void* dh;  // [T, B, P]     data: total gradient of each step's h; null without projection
 };
 
-// Launchers: one pair for each cell, found by name. They return null when all is well, else what is
-// wrong.
+// Launchers: one pair for each cell, found by name. They take the layer's directions, one or two,
+// of the same sizes, and return null when all is well, else what is wrong. workspace_bytes is for
+// one direction; the second's workspace follows the first's.
 struct SequenceKernels {
   const char* cell;
-  const char* (*forward)(const SequenceForward&, void* workspace, void* stream);
-  const char* (*backward)(const SequenceBackward&, void* workspace, void* stream);
+  const char* (*forward)(const SequenceForward*, int directions, void* workspace, void* stream);
+  const char* (*backward)(const SequenceBackward*, int directions, void* workspace, void* stream);
   size_t (*workspace_bytes)(const SequenceSizes&, bool backward);
 };
 
