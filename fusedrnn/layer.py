@@ -204,8 +204,8 @@ class RecurrentLayer(nn.Module):
         for name, state, size in zip(CELLS[self.cell].states, states, sizes, strict=True):
             if state.dim() != (3 if batched else 2):
                 raise RuntimeError(
-                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, {hx} should also be "
-                    f"{3 if batched else 2}-D but {name} is a {state.dim()}-D tensor"
+                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, {hx} should also "
+                    f"be {3 if batched else 2}-D but {name} is a {state.dim()}-D tensor"
                 )
             state = state if batched else state.unsqueeze(1)
             if state.shape != (count, batch, size):
