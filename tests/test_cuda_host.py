@@ -30,74 +30,91 @@ def guarded(size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 class Host:
-    """Stands in for the native ops: same arguments, same results, from the kernels on the host."""
+    """Stands in for the native ops: same arguments, same results, from the kernels on the host.
 
-    def __init__(self, order: int = 0) -> None:
-        self.order = order
+    ``order``: of threads and CTAs (csrc/testing/cuda_host.h). ``apart``: directions one by one.
+    """
 
-    def __call__(self, direction: str, backend: str) -> object:
+    def __init__(self, order: int = 0, apart: bool = False) -> None:
+        self.order, self.apart = order, apart
+
+    def __call__(self, way: str, backend: str) -> object:
         assert backend == "cuda"
-        return {"forward": self.forward, "backward": self.backward}[direction]
+        return {"forward": self.forward, "backward": self.backward}[way]
 
-    def call(self, direction, cell, sizes, dtype, reverse, given, made):
-        """Launch on copies of ``given`` within guards; return new tensors of the sizes ``made``."""
-        T, B, H, P = sizes
+    def call(self, way, cell, sizes, dtype, given, made):
+        """Launch on copies of ``given`` within guards; return new tensors of the sizes ``made``.
+
+        ``sizes``: N, T, B, H, P. y and dy have columns of each direction, lengths and reset serve
+        both, all else has an entry for each.
+        """
+        N, T, B, H, P = sizes
         name = str(dtype).removeprefix("torch.")
-        problem = host.Problem(T=T, B=B, H=H, P=P, dtype=name, reverse=reverse)
+        problem = host.Problem(T=T, B=B, H=H, P=P, dtype=name, y_row=N * P)
         views, buffers = {}, {}
-        for key, tensor in given.items():
-            if tensor is None:
-                continue
-            if not tensor.is_floating_point():
-                views[key] = tensor.contiguous()
-                continue
-            views[key], _ = guarded(tensor.shape, tensor.dtype)
-            views[key].copy_(tensor)
+        for key, value in given.items():
+            if isinstance(value, list) and value:
+                views[key] = [guarded(t.shape, t.dtype)[0].copy_(t) for t in value]
+            elif isinstance(value, Tensor) and value.is_floating_point():
+                views[key] = guarded(value.shape, value.dtype)[0].copy_(value)
+            elif isinstance(value, Tensor):
+                views[key] = value.contiguous()
         for key, (size, kind) in made.items():
             views[key], buffers[key] = guarded(size, kind)
-        pointers = {key: view.data_ptr() for key, view in views.items()}
-        wrong = getattr(host, direction)(cell, problem, pointers, self.order)
-        if wrong is not None:
-            raise RuntimeError(wrong)
+
+        def pointer(key, d):
+            if key in ("lengths", "reset"):
+                return views[key].data_ptr()
+            part = views[key][..., d * P :] if key in ("y", "dy") else views[key][d]
+            return part.data_ptr()
+
+        layer = [(d == 1, {key: pointer(key, d) for key in views}) for d in range(N)]
+        for directions in [[one] for one in layer] if self.apart else [layer]:
+            wrong = getattr(host, way)(cell, problem, directions, self.order)
+            if wrong is not None:
+                raise RuntimeError(wrong)
         for key, buffer in buffers.items():
             outside = torch.cat([buffer[:GUARD], buffer[len(buffer) - GUARD :]])
             assert outside.isnan().all(), f"{key}: written out of bounds"
         return {key: views[key].clone() for key in made}
 
-    def forward(self, cell, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, reverse, save):
+    def forward(
+        self, cell, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, reset, reset_h, reset_c,
+        save,
+    ):  # fmt: skip
         given = {"gx": gx, "weight_hh": weight_hh, "bias_hh": bias_hh, "weight_hr": weight_hr}
         given |= {"h0": h0, "c0": c0, "lengths": lengths}
-        record, dtype = CELLS[cell], gx.dtype
-        (T, B), P, S = gx.shape[:2], weight_hh.shape[1], len(record.states)
-        H = weight_hh.shape[0] // len(record.gates)
-        made = {"y": ((T, B, P), dtype), "hn": ((B, P), dtype), "cn": ((S - 1, B, H), dtype)}
+        given |= {"reset": reset, "reset_h": reset_h, "reset_c": reset_c}
+        record, dtype, T = CELLS[cell], h0.dtype, len(gx[0])
+        (N, B, P), H = h0.shape, weight_hh[0].shape[0] // len(record.gates)
+        made = {"y": ((T, B, N * P), dtype), "hn": (h0.shape, dtype), "cn": (c0.shape, dtype)}
         if save:
-            made["saved"] = ((T, B, len(record.saved), H), dtype)
-            made["cells"] = ((T, S - 1, B, H), state_dtype(dtype))
-        if save and weight_hr is not None:
-            made["hidden"] = ((T, B, H), dtype)
-        got = self.call("forward", cell, (T, B, H, P), dtype, reverse, given, made)
-        empty = gx.new_empty(0)
+            made["saved"] = ((N, T, B, len(record.saved), H), dtype)
+            made["cells"] = ((N, T, len(record.states) - 1, B, H), state_dtype(dtype))
+        if save and weight_hr:
+            made["hidden"] = ((N, T, B, H), dtype)
+        got = self.call("forward", cell, (N, T, B, H, P), dtype, given, made)
+        empty = h0.new_empty(0)
         return tuple(got.get(k, empty) for k in ("y", "hn", "cn", "saved", "cells", "hidden"))
 
     def backward(
-        self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, lengths, reverse, saved, cells
-    ):
+        self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, lengths, reset, reset_h,
+        reset_c, saved, cells,
+    ):  # fmt: skip
         given = {"dy": dy, "dhn": dhn, "dcn": dcn, "y": y, "h0": h0, "c0": c0, "saved": saved}
-        given |= {
-            "weight_hh": weight_hh,
-            "weight_hr": weight_hr,
-            "lengths": lengths,
-            "cells": cells,
-        }
-        record, dtype, (T, B, P) = CELLS[cell], y.dtype, y.shape
-        H = weight_hh.shape[0] // len(record.gates)
-        made = {"grads": ((T, B, record.grads, H), dtype), "dh0": ((B, P), dtype)}
-        made["dc0"] = (tuple(c0.shape), dtype)
-        if weight_hr is not None:
-            made["dh"] = ((T, B, P), dtype)
-        got = self.call("backward", cell, (T, B, H, P), dtype, reverse, given, made)
-        return tuple(got.get(k, y.new_empty(0)) for k in ("grads", "dh0", "dc0", "dh"))
+        given |= {"weight_hh": weight_hh, "weight_hr": weight_hr, "cells": cells}
+        given |= {"lengths": lengths, "reset": reset, "reset_h": reset_h, "reset_c": reset_c}
+        record, dtype, T = CELLS[cell], h0.dtype, len(y)
+        (N, B, P), H = h0.shape, weight_hh[0].shape[0] // len(record.gates)
+        made = {"grads": ((N, T, B, record.grads, H), dtype)}
+        made |= {"dh0": (h0.shape, dtype), "dc0": (c0.shape, dtype)}
+        if weight_hr:
+            made["dh"] = ((N, T, B, P), dtype)
+        if reset_h is not None:
+            made |= {"dreset_h": (h0.shape, dtype), "dreset_c": (c0.shape, dtype)}
+        got = self.call("backward", cell, (N, T, B, H, P), dtype, given, made)
+        names = ("grads", "dh0", "dc0", "dh", "dreset_h", "dreset_c")
+        return tuple(got.get(k, h0.new_empty(0)) for k in names)
 
 
 def sequence(cell, *arguments):
