@@ -82,11 +82,38 @@ class Checked {
   const char* first_;
 };
 
+// Finds the kernel, gives it workspace and stream, and turns its complaint into an exception.
+template <class Args, class Pick>
+void launch(const std::string& cell, const Tensor& like, const Args (&args)[2], int64_t directions,
+            bool backward, Pick pick) {
+  const SequenceKernels* kernels = nullptr;
+  void* stream = nullptr;
+#ifdef FUSEDRNN_CUDA
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (like.is_cuda()) {
+    guard.emplace(like.get_device_index());
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+    kernels = find_cuda_sequence(cell.c_str());
+  }
+#endif
+  if (like.is_cpu()) kernels = find_cpu_sequence(cell.c_str());
+  STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", cell, "' for this device");
+  const int64_t bytes = int64_t(kernels->workspace_bytes(args[0].n, backward));
+  Tensor workspace = allocate(like, {directions * bytes}, ScalarType::Byte);
+  void* place = workspace.mutable_data_ptr();
+  const char* wrong = pick(*kernels)(args, int(directions), place, stream);
+  STD_TORCH_CHECK(wrong == nullptr, "fusedrnn: ", wrong ? wrong : "");
+}
+
 // What both ops need to know of a call.
 struct Problem {
   CellSizes c;
   int64_t N, T, B, H, P;  // N directions
   bool projected;
+
+  SequenceSizes sizes(int64_t direction, DType dtype) const {
+    return {T, B, H, P, dtype, direction == 1, N * P, int(torch::stable::get_num_threads())};
+  }
 };
 
 // `like`, named `name`, is gx or y.
@@ -110,6 +137,23 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
   return {c, int64_t(directions), like.size(0), like.size(1), H, P, !weight_hr.empty()};
 }
 
+// Entry d of a tensor's first dimension, or of a list; null where there is none.
+const void* part(const Tensor& t, int64_t d) {
+  const int64_t bytes = t.numel() / t.size(0) * int64_t(t.element_size());
+  return static_cast<const char*>(t.const_data_ptr()) + d * bytes;
+}
+const void* part(const Maybe& t, int64_t d) { return t ? part(*t, d) : nullptr; }
+const void* part(const List& list, int64_t d) {
+  return list.empty() ? nullptr : list[d].const_data_ptr();
+}
+// Where direction d begins in y or dy, [T, B, N*P].
+void* columns(const Tensor& t, const Problem& p, int64_t d) {
+  return static_cast<char*>(t.mutable_data_ptr()) + d * p.P * int64_t(t.element_size());
+}
+void* out(const Tensor& t, int64_t d, bool there = true) {
+  return there ? const_cast<void*>(part(t, d)) : nullptr;
+}
+
 // lengths and resets, checked.
 struct Spans {
   Maybe lengths, reset, reset_h, reset_c;
@@ -127,20 +171,116 @@ struct Spans {
   }
 
   template <class Args>
-  void fill(Args& a, int d) const {
+  void fill(Args& a, int64_t d) const {
     a.lengths = lengths ? static_cast<const int64_t*>(lengths->const_data_ptr()) : nullptr;
     a.reset = reset ? static_cast<const bool*>(reset->const_data_ptr()) : nullptr;
     a.reset_h = part(reset_h, d);
     a.reset_c = part(reset_c, d);
   }
-
-  // Entry d of a tensor's first dimension; null where there is no tensor or nothing in it.
-  static const void* part(const Tensor& t, int d) {
-    const int64_t bytes = t.numel() / t.size(0) * t.element_size();
-    return static_cast<const char*>(t.const_data_ptr()) + d * bytes;
-  }
-  static const void* part(const Maybe& t, int d) { return t ? part(*t, d) : nullptr; }
 };
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
+    std::string cell, List gx, List weight_hh, List bias_hh, List weight_hr, Tensor h0, Tensor c0,
+    Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c, bool save) {
+  STD_TORCH_CHECK(!gx.empty(), "fusedrnn: gx is empty; it must hold a tensor for each direction");
+  const Tensor like = gx[0];
+  const Problem p = problem_of(cell, like, "gx", gx.size(), weight_hh, weight_hr);
+  const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
+  STD_TORCH_CHECK(bias_hh.empty() || int64_t(bias_hh.size()) == N,
+                  "fusedrnn: bias_hh must hold a tensor for each direction or none, got ",
+                  bias_hh.size());
+  const Checked checked(like, "gx");
+  gx = checked(gx, "gx", {T, B, GH});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, P});
+  bias_hh = checked(bias_hh, "bias_hh", {GH});
+  weight_hr = checked(weight_hr, "weight_hr", {P, H});
+  h0 = checked(h0, "h0", {N, B, P});
+  c0 = checked(c0, "c0", {N, S - 1, B, H});
+  const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
+
+  const bool keep_hidden = save && p.projected;
+  Tensor y = allocate(like, {T, B, N * P}), hn = allocate(like, {N, B, P});
+  Tensor cn = allocate(like, {N, S - 1, B, H});
+  Tensor saved = allocate(like, save ? Size{N, T, B, p.c.saved, H} : Size{0});
+  Tensor cells = allocate(like, save ? Size{N, T, S - 1, B, H} : Size{0}, state_dtype(like));
+  Tensor hidden = allocate(like, keep_hidden ? Size{N, T, B, H} : Size{0});
+  SequenceForward args[2] = {};
+  for (int64_t d = 0; d < N; ++d) {
+    SequenceForward& a = args[d];
+    a.n = p.sizes(d, dtype_of(like));
+    a.gx = part(gx, d);
+    a.weight_hh = part(weight_hh, d);
+    a.bias_hh = part(bias_hh, d);
+    a.weight_hr = part(weight_hr, d);
+    a.h0 = part(h0, d);
+    a.c0 = part(c0, d);
+    spans.fill(a, d);
+    a.y = columns(y, p, d);
+    a.hn = out(hn, d);
+    a.cn = out(cn, d);
+    a.saved = out(saved, d, save);
+    a.cells = out(cells, d, save);
+    a.hidden = out(hidden, d, keep_hidden);
+  }
+  const auto pick = [](const SequenceKernels& k) { return k.forward; };
+  if (B > 0) launch(cell, like, args, N, false, pick);
+  return {y, hn, cn, saved, cells, hidden};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
+    std::string cell, Maybe dy, Maybe dhn, Maybe dcn, Tensor y, Tensor h0, Tensor c0,
+    List weight_hh, List weight_hr, Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c,
+    Tensor saved, Tensor cells) {
+  STD_TORCH_CHECK(!weight_hh.empty(), "fusedrnn: weight_hh is empty; it must hold a tensor for ",
+                  "each direction");
+  const Tensor like = y;
+  const Problem p = problem_of(cell, like, "y", weight_hh.size(), weight_hh, weight_hr);
+  const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
+  const Checked checked(like, "y");
+  y = checked(y, "y", {T, B, N * P});
+  dy = checked(dy, "dy", {T, B, N * P});
+  dhn = checked(dhn, "dhn", {N, B, P});
+  dcn = checked(dcn, "dcn", {N, S - 1, B, H});
+  h0 = checked(h0, "h0", {N, B, P});
+  c0 = checked(c0, "c0", {N, S - 1, B, H});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, P});
+  weight_hr = checked(weight_hr, "weight_hr", {P, H});
+  const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
+  saved = checked(saved, "saved", {N, T, B, p.c.saved, H});
+  cells = checked.check(cells, "cells", {N, T, S - 1, B, H}, state_dtype(y));
+
+  const bool anew = spans.reset_h.has_value();
+  Tensor grads = allocate(y, {N, T, B, p.c.grads, H}), dh0 = allocate(y, {N, B, P});
+  Tensor dc0 = allocate(y, {N, S - 1, B, H});
+  Tensor dh = allocate(y, p.projected ? Size{N, T, B, P} : Size{0});
+  Tensor dreset_h = allocate(y, anew ? Size{N, B, P} : Size{0});
+  Tensor dreset_c = allocate(y, anew ? Size{N, S - 1, B, H} : Size{0});
+  SequenceBackward args[2] = {};
+  for (int64_t d = 0; d < N; ++d) {
+    SequenceBackward& a = args[d];
+    a.n = p.sizes(d, dtype_of(y));
+    a.dy = dy ? columns(*dy, p, d) : nullptr;
+    a.dhn = part(dhn, d);
+    a.dcn = part(dcn, d);
+    a.y = columns(y, p, d);
+    a.h0 = part(h0, d);
+    a.c0 = part(c0, d);
+    a.weight_hh = part(weight_hh, d);
+    a.weight_hr = part(weight_hr, d);
+    spans.fill(a, d);
+    a.saved = part(saved, d);
+    a.cells = part(cells, d);
+    a.grads = out(grads, d);
+    a.dh0 = out(dh0, d);
+    a.dc0 = out(dc0, d);
+    a.dreset_h = out(dreset_h, d, anew);
+    a.dreset_c = out(dreset_c, d, anew);
+    a.dh = out(dh, d, p.projected);
+  }
+  const auto pick = [](const SequenceKernels& k) { return k.backward; };
+  if (B > 0) launch(cell, y, args, N, true, pick);
+  return {grads, dh0, dc0, dh, dreset_h, dreset_c};
+}
 
 }  // namespace
 }  // namespace fusedrnn
