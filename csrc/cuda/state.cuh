@@ -58,7 +58,7 @@ __device__ inline int64_t copy_index() {
   return static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
 }
 
-template <class Data, class Args, class State>
+template <class Args, class State>
 const char* launch_copy(void (*kernel)(Layer<Args, State>), const Layer<Args, State>& layer,
                         int directions, cudaStream_t stream) {
   const SequenceSizes& n = layer.p[0].n;
