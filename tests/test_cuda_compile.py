@@ -31,12 +31,12 @@ def expected() -> set[tuple[str, str, str]]:
     """(kernel, cell, dtype) of all that the registry asks for."""
     keys = set()
     for dtype in kernel_table.DTYPES.values():
-        keys |= {("load_state", "-", dtype), ("store_state", "-", dtype)}
+        every = ("forward_begin", "forward_end", "forward_projection")
+        keys |= {(name, "-", dtype) for name in (*every, "backward_begin", "backward_end")}
         for cell in CELLS.values():
-            extra = ["forward_projection"]
+            names = ["forward_step", "backward_step", "backward_state"]
             if cell.second:
-                extra = ["forward_operand", "backward_operand"]
-            names = ["forward_step", "backward_step", "backward_state", *extra]
+                names += ["forward_operand", "backward_operand"]
             keys |= {(name, cell.name, dtype) for name in names}
     return keys
 
