@@ -60,7 +60,7 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
   Plan plan{SequenceKernel::stepwise};
   plan.rows = Tile::kRows, plan.units = Tile::kUnits;
   plan.threads = Tile::kThreads;
-  const int bound = Tile::ctas_per_sm(item);
+  const int bound = Tile::ctas_per_sm(item, tensor_cores);
   plan.registers =
       std::min(kRegistersPerThread, kRegistersPerSm / (Tile::kThreads * bound) / 8 * 8);
   plan.ctas_per_sm = bound;
