@@ -7,6 +7,7 @@ model or compiler: tests/test_gpu.py does.
 import pytest
 import torch
 from exactness import assert_close64
+from op_arguments import native
 from sequence_case import CELLS, DTYPES, Case, arguments, cases, check, inputs, plain, run, truth
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -125,16 +126,6 @@ def sequence(cell, x, weights, h0, c0, lengths=None, reset=None):
     mask, *anew = (None, None, None) if reset is None else reset
     flat = [t for w in weights for t in w]
     return ops.Sequence.apply(cell.name, "cuda", lengths, mask, x, h0, c0, *anew, *flat)
-
-
-def native(case, tensors):
-    """What the native forward op takes after the cell, but for ``save``."""
-    x, weights, h0, c0, lengths, reset = arguments(case, tensors)
-    lists = [
-        [t for t in kind if t is not None]
-        for kind in zip(*((w.weight_hh, w.bias_hh, w.weight_hr) for w in weights), strict=True)
-    ]
-    return [list(x), *lists, h0, c0, lengths, *(reset or (None, None, None))]
 
 
 def round_trip(device, cell, case, tensors):

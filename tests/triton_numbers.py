@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from op_arguments import native
 from sequence_case import Case, arguments, inputs, plain, run, truth
 from sequence_case import check as check_results
 
@@ -200,10 +201,12 @@ def test_nothing_kept_with_projection(P):
 
 @pytest.mark.parametrize("cell", ("lstm", "gru"))
 def test_no_rows(cell):
-    case = Case(4, 0, 7)
-    found = run(triton, CELLS[cell], case, tensors_of(cell, case), torch.float64)
-    assert found["hn"].shape == (1, 0, 7) and found["y"].shape == (4, 0, 7)
-    assert not found["dweight_hh0"].any()
+    case = Case(4, 0, 7, directions=2)
+    leaves = {name: t.requires_grad_() for name, t in tensors_of(cell, case).items()}
+    y, hn, _ = triton(CELLS[cell], *arguments(case, leaves))
+    assert hn.shape == (2, 0, 7) and y.shape == (4, 0, 14)
+    y.sum().backward()
+    assert not leaves["weight_hh1"].grad.any() and leaves["x"].grad.shape == leaves["x"].shape
 
 
 def test_length_past_the_end():
@@ -213,16 +216,6 @@ def test_length_past_the_end():
     found = triton(CELLS["gru"], *arguments(case, tensors))
     right = arguments(replace(case, lengths=(3, 3, 1)), tensors)
     torch.testing.assert_close(found, reference.sequence(CELLS["gru"], *right))
-
-
-def native(case, tensors):
-    """What the forward op takes after the cell, but for ``save``."""
-    x, weights, h0, c0, lengths, reset = arguments(case, tensors)
-    lists = [
-        [t for t in kind if t is not None]
-        for kind in zip(*((w.weight_hh, w.bias_hh, w.weight_hr) for w in weights), strict=True)
-    ]
-    return [list(x), *lists, h0, c0, lengths, *(reset or (None, None, None))]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
