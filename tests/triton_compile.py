@@ -52,12 +52,13 @@ def resources(cubin):
 
 def largest_whole(cell, dtype, shared):
     """The most units that the planner gives to the kernel for whole sequences."""
-    sizes = (H for H in (128, 64, 32, 16) if planner.plan(cell, dtype, 16, H, False, shared).whole)
-    return next(sizes)
+    for H in (128, 64, 32, 16):
+        if planner.plan(planner.Shape(cell.name, dtype, 16, H), shared).whole:
+            return H
 
 
 def call(name, dtype, kernel, shared):
-    """Forward and backward once, on tensors whose values do not matter."""
+    """Forward and backward with one direction, and with all options; values do not matter."""
     cell, T, B = CELLS[name], 2, 20
     H = largest_whole(cell, dtype, shared) if kernel == "whole" else 300
     P = 40 if kernel == "projected" else H
@@ -66,21 +67,18 @@ def call(name, dtype, kernel, shared):
     def zeros(*size):
         return torch.zeros(size, dtype=dtype)
 
-    weights = zeros(G * H, P), zeros(P, H) if kernel == "projected" else None
-    states = zeros(B, P), zeros(S - 1, B, H)
-    lengths = torch.zeros(B, dtype=torch.int64)
-    y, hn, cn, saved, cells, _ = sequence.sequence_forward(
-        name,
-        zeros(T, B, G * H),
-        weights[0],
-        zeros(G * H),
-        weights[1],
-        *states,
-        lengths,
-        False,
-        True,
-    )
-    sequence.sequence_backward(name, y, hn, cn, y, *states, *weights, lengths, False, saved, cells)
+    lengths, mask = torch.zeros(B, dtype=torch.int64), torch.zeros(T, B, dtype=torch.bool)
+    for N in (1, 2):
+        gx, weight_hh, bias_hh = [zeros(T, B, G * H)], [zeros(G * H, P)], [zeros(G * H)]
+        weight_hr = [zeros(P, H)] if kernel == "projected" else []
+        h0, c0 = zeros(N, B, P), zeros(N, S - 1, B, H)
+        spans = (None, None, None, None) if N == 1 else (lengths, mask, h0, c0)
+        y, hn, cn, saved, cells, _ = sequence.sequence_forward(
+            name, gx * N, weight_hh * N, bias_hh * N, weight_hr * N, h0, c0, *spans, True
+        )
+        sequence.sequence_backward(
+            name, y, hn, cn, y, h0, c0, weight_hh * N, weight_hr * N, *spans, saved, cells
+        )
 
 
 def main():
