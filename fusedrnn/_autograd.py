@@ -101,7 +101,7 @@ def _grad(
         for o, d in zip(outputs, douts, strict=True)
         if o is not None and d is not None and o.requires_grad
     ]
-    if not pairs:
+    if not pairs or not inputs:
         return [None] * len(inputs)
     outs, ds = zip(*pairs, strict=True)
     return list(torch.autograd.grad(outs, inputs, ds, create_graph=graph, allow_unused=True))
