@@ -7,6 +7,15 @@ from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .clip import clip_grad_norm_
 from .convert import convert
 from .hierarchy import Hierarchy
+from .layouts import (
+    flip_update_gate,
+    from_keras,
+    from_onnx,
+    from_tensorflow,
+    to_keras,
+    to_onnx,
+    to_tensorflow,
+)
 from .modules import GRU, LSTM, RNN
 from .softmax import HierarchicalSoftmax
 
@@ -25,5 +34,12 @@ __all__ = [
     "backend",
     "clip_grad_norm_",
     "convert",
+    "flip_update_gate",
+    "from_keras",
+    "from_onnx",
+    "from_tensorflow",
     "init",
+    "to_keras",
+    "to_onnx",
+    "to_tensorflow",
 ]
