@@ -1,9 +1,9 @@
-// sigmoid, tanh and relu for the cells, on host and device.
+// sigmoid, tanh, relu and their like for the cells, on host and device.
 //
 // On the host float has its own branch-free code, always inlined, so that loops over units
 // vectorise (a call left in the loop made the LSTM five times slower). tanh is within 3 ULP,
-// sigmoid within 3 for |x| <= 87 (tests/test_isa.py, over every float; seen: 2.67 and 2.49).
-// double, and everything on the device, goes to the standard library.
+// sigmoid within 3 for |x| <= 87 (tests/test_isa.py, over every float; seen: 2.67 and 2.49), log_sigmoid
+// within 4 there (tests/test_cells.py; seen: 3.67). double, and everything on the device, goes to the standard library.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -94,6 +94,22 @@ inline FRNN_INLINE F tanh_host(F x) {
   return x;
 }
 
+// log(sigmoid(x)) = min(x, 0) - log(1 + e), e = exp(-|x|), by log(1 + e) = 2 artanh(e / (2 + e)):
+// its series in q <= 1/9, whose rest is below 2e-9 of it.
+template <class F>
+inline FRNN_INLINE F log_sigmoid_host(F x) {
+  const F low = x < 0.0f ? x : F{}, e = exp_host(x < 0.0f ? x : -x);
+  const F s = e / (e + 2.0f), q = s * s;
+  F p = q * (1 / 15.0f) + 1 / 13.0f;
+  p = p * q + 1 / 11.0f;
+  p = p * q + 1 / 9.0f;
+  p = p * q + 1 / 7.0f;
+  p = p * q + 1 / 5.0f;
+  p = p * q + 1 / 3.0f;
+  p = p * q + 1.0f;
+  return low - (s + s) * p;
+}
+
 template <class T>
 FRNN_HD T sigmoid(T x) {
 #ifndef __CUDA_ARCH__
@@ -110,6 +126,26 @@ FRNN_HD T tanh_of(T x) {
 #endif
   using std::tanh;
   return tanh(x);
+}
+
+// exp(x), at most exp(88): finite in float.
+template <class T>
+FRNN_HD T exp_of(T x) {
+#ifndef __CUDA_ARCH__
+  if constexpr (sizeof(T) == sizeof(float)) return exp_host(x);
+#endif
+  using std::exp;
+  return exp(x > T(88) ? T(88) : x);
+}
+
+template <class T>
+FRNN_HD T log_sigmoid(T x) {
+#ifndef __CUDA_ARCH__
+  if constexpr (sizeof(T) == sizeof(float)) return log_sigmoid_host(x);
+#endif
+  using std::exp;
+  using std::log1p;
+  return (x < T(0) ? x : T(0)) - log1p(exp(x < T(0) ? x : -x));
 }
 
 template <class T>

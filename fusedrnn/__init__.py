@@ -16,7 +16,7 @@ from .layouts import (
     to_onnx,
     to_tensorflow,
 )
-from .modules import GRU, LSTM, RNN
+from .modules import GRU, LSTM, RNN, SLSTM
 from .softmax import HierarchicalSoftmax
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "LSTMCell",
     "RNN",
     "RNNCell",
+    "SLSTM",
     "backend",
     "clip_grad_norm_",
     "convert",

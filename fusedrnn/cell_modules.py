@@ -203,7 +203,7 @@ class RNNCell(_OneState):
         input_size: features of the input.
         hidden_size: hidden units H.
         bias: with ``bias_ih`` and ``bias_hh``.
-        nonlinearity: ``"tanh"``, ``"relu"`` or ``"sigmoid"``.
+        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16.
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .cells import CELLS
+
 
 def _named(rnn: nn.Module, prefix: str) -> list[Tensor]:
     found = [p for name, p in rnn.named_parameters(recurse=False) if name.startswith(prefix)]
@@ -60,14 +62,14 @@ def forget_bias_(rnn: nn.Module, value: float = 1.0) -> nn.Module:
     zero, so that their SUM is ``value``.
 
     Args:
-        rnn: an LSTM or LSTMCell, of fusedrnn or torch.nn, with biases.
+        rnn: an LSTM, SLSTM or LSTMCell, of fusedrnn or torch.nn, with biases.
         value: the sum.
 
     Returns:
         ``rnn``.
 
     Raises:
-        ValueError: ``rnn`` has no biases, or not an LSTM's four gates.
+        ValueError: ``rnn`` has no biases, or no forget gate.
 
     Example:
         >>> import fusedrnn
@@ -76,12 +78,14 @@ def forget_bias_(rnn: nn.Module, value: float = 1.0) -> nn.Module:
         tensor([1., 1.], grad_fn=<SliceBackward0>)
     """
     H = rnn.hidden_size
+    gates = CELLS[rnn.cell].gates if hasattr(rnn, "cell") else ("i", "f", "g", "o")
     for prefix, v in (("bias_ih", value), ("bias_hh", 0.0)):
         for bias in _named(rnn, prefix):
-            if bias.shape[0] != 4 * H:
+            if "f" not in gates or bias.shape[0] != len(gates) * H:
                 raise ValueError(
                     f"rnn is a {type(rnn).__name__} whose biases have {bias.shape[0] // H} gates: "
                     "only an LSTM has a forget gate"
                 )
-            bias[H : 2 * H] = v  # gate order i, f, g, o
+            f = gates.index("f") * H
+            bias[f : f + H] = v
     return rnn

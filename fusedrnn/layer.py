@@ -36,14 +36,18 @@ class RecurrentLayer(nn.Module):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        weight_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_sizes(input_size, hidden_size, num_layers, proj_size)
         _check_options(bias, batch_first, dropout, num_layers)
+        _check_probability("weight_dropout", weight_dropout)
         self.cell = cell
         self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
         self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
         self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
+        self.weight_dropout = float(weight_dropout)
         for layer in range(num_layers):
             for suffix in self._suffixes(layer):
                 for name, shape in self._shapes(layer).items():
@@ -91,18 +95,22 @@ class RecurrentLayer(nn.Module):
 
     def _weights(self) -> list[tuple[Weights, ...]]:
         return [
-            tuple(
-                Weights(**{name: getattr(self, name + suffix) for name in self._shapes(layer)})
-                for suffix in self._suffixes(layer)
-            )
+            tuple(self._weights_of(layer, suffix) for suffix in self._suffixes(layer))
             for layer in range(self.num_layers)
         ]
+
+    def _weights_of(self, layer: int, suffix: str) -> Weights:
+        weights = Weights(**{name: getattr(self, name + suffix) for name in self._shapes(layer)})
+        if not (self.training and self.weight_dropout):
+            return weights
+        dropped = nn.functional.dropout(weights.weight_hh, self.weight_dropout)
+        return weights._replace(weight_hh=dropped)
 
     def extra_repr(self) -> str:
         """The arguments that are not defaults, as torch.nn shows them."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
-        defaults |= {"dropout": 0.0, "bidirectional": False}
+        defaults |= {"dropout": 0.0, "bidirectional": False, "weight_dropout": 0.0}
         shown = {n: getattr(self, n) for n, d in defaults.items() if getattr(self, n) != d}
         return ", ".join(parts + [f"{n}={v}" for n, v in shown.items()])
 
@@ -250,15 +258,19 @@ def _check_options(bias: bool, batch_first: bool, dropout: float, num_layers: in
     for name, value in (("bias", bias), ("batch_first", batch_first)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-    number = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
-    if not number or not 0 <= dropout <= 1:
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an "
-            f"element being zeroed, got {dropout!r}"
-        )
+    _check_probability("dropout", dropout)
     if dropout > 0 and num_layers == 1:
         warnings.warn(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
             stacklevel=4,
+        )
+
+
+def _check_probability(name: str, p: float) -> None:
+    number = isinstance(p, numbers.Number) and not isinstance(p, bool)
+    if not number or not 0 <= p <= 1:
+        raise ValueError(
+            f"{name} should be a number in range [0, 1] representing the probability of an "
+            f"element being zeroed, got {p!r}"
         )

@@ -61,12 +61,12 @@ def from_keras(
     """
     gates, order = _orders("Keras", cell)
     G = len(gates)
-    kernel, recurrent_kernel = _tensor(kernel), _tensor(recurrent_kernel)
+    kernel, recurrent_kernel = torch.as_tensor(kernel), torch.as_tensor(recurrent_kernel)
     H = _units(recurrent_kernel, "recurrent_kernel", "[H, G*H]", 0, 1, G)
     _check(kernel, "kernel", ("I", G * H))
     both, biases = _apart(cell), None
     if bias is not None:
-        bias = _tensor(bias)
+        bias = torch.as_tensor(bias)
         _check(bias, "bias", (2, G * H) if both else (G * H,))
         biases = tuple(bias) if both else (bias, torch.zeros_like(bias))
     weights = (kernel.t(), recurrent_kernel.t(), *(biases or ()))
@@ -134,23 +134,19 @@ def from_tensorflow(
         tensor([1., 1., 1., 1., 1.])
     """
     gates, order = _orders("TensorFlow", "lstm")
-    kernel, bias = _tensor(kernel), _tensor(bias)
+    kernel, bias = torch.as_tensor(kernel), torch.as_tensor(bias)
     if kernel.dim() != 2 or kernel.shape[1] % 4 or kernel.shape[0] <= kernel.shape[1] // 4:
         raise ValueError(f"kernel has shape {tuple(kernel.shape)}, must be [I + H, 4*H]")
     H = kernel.shape[1] // 4
     _check(bias, "bias", (4 * H,))
-    bias = _reordered(bias, order, gates).clone()
+    bias = _reordered(bias, order, gates)
     bias[H : 2 * H] += forget_bias
     W, U = (_reordered(w.t(), order, gates) for w in (kernel[:-H], kernel[-H:]))
     return _named((W, U, bias, torch.zeros_like(bias)), layer, reverse)
 
 
 def to_tensorflow(
-    state: Mapping[str, Tensor],
-    *,
-    forget_bias: float = 1.0,
-    layer: int = 0,
-    reverse: bool = False,
+    state: Mapping[str, Tensor], *, forget_bias: float = 1.0, layer: int = 0, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Turn an LSTM's weights into those of TensorFlow 1: :func:`from_tensorflow` undone.
 
@@ -209,7 +205,7 @@ def from_onnx(cell: str, W: Any, R: Any, B: Any = None, *, layer: int = 0) -> di
         <All keys matched successfully>
     """
     gates, order = _orders("ONNX", cell)
-    W, R, B = _tensor(W), _tensor(R), None if B is None else _tensor(B)
+    W, R, B = torch.as_tensor(W), torch.as_tensor(R), None if B is None else torch.as_tensor(B)
     G = len(gates)
     H = _units(R, "R", "[D, G*H, H]", 2, 1, G)
     if (D := len(R)) not in (1, 2):
@@ -332,10 +328,6 @@ def _found(
     for key, tensor in zip(keys, found, strict=False):
         _check(tensor, key, (gates * H, *(("I",) if tensor.dim() == 2 else ())))
     return found
-
-
-def _tensor(weight: Any) -> Tensor:
-    return torch.as_tensor(weight).detach()
 
 
 def _units(weight: Tensor, name: str, need: str, units: int, rows: int, gates: int) -> int:

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: the signatures, parameters and state_dict of torch.nn."""
+"""LSTM, GRU and RNN with the signatures, parameters and state_dict of torch.nn; and SLSTM."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,15 @@ from torch.nn.utils.rnn import PackedSequence
 from . import init
 from .cells import CELLS
 from .layer import RecurrentLayer
+from .rnn import States
 
 
 class LSTM(RecurrentLayer):
     """Drop-in for :class:`torch.nn.LSTM`: same arguments, parameter names, shapes and results.
 
     i, f, o = sigmoid(W x + b + U h' + b'),  g = tanh(W x + b + U h' + b'),
-    c = f * c' + i * g,  h = o * tanh(c)  (Hochreiter & Schmidhuber 1997).
+    c = f * c' + i * g,  h = o * tanh(c)  (Hochreiter & Schmidhuber 1997);
+    with ``coupled=True`` there is no i, and c = f * c' + (1 - f) * g  (Greff et al. 2017: CIFG).
 
     Args:
         input_size: features of the input.
@@ -29,6 +31,10 @@ class LSTM(RecurrentLayer):
             keep the cell state in float32 between steps.
         forget_bias: initial value of the SUM of the two forget biases (1.0: Jozefowicz et al.
             2015); None leaves torch's uniform initialisation.
+        coupled: see above. All parameters then have three gates' rows, ``[3H, *]``, in the order
+            f, g, o (torch's i, f, g, o without i), and three quarters of the cost.
+        weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
+            (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)``: ``input`` is
     ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]`` or a PackedSequence; ``hx`` is
@@ -65,15 +71,18 @@ class LSTM(RecurrentLayer):
         dtype: torch.dtype | None = None,
         *,
         forget_bias: float | None = None,
+        coupled: bool = False,
+        weight_dropout: float = 0.0,
     ) -> None:
         if forget_bias is not None and not bias:
             raise ValueError(
                 f"forget_bias is {forget_bias} but bias is False: there is none to set"
             )
-        self.forget_bias = forget_bias
+        self.forget_bias, self.coupled = forget_bias, bool(coupled)
         super().__init__(
-            "lstm", input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, proj_size, device, dtype,
+            "lstm_coupled" if coupled else "lstm", input_size, hidden_size, num_layers, bias,
+            batch_first, dropout, bidirectional, proj_size, device, dtype,
+            weight_dropout=weight_dropout,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
@@ -83,9 +92,9 @@ class LSTM(RecurrentLayer):
             init.forget_bias_(self, self.forget_bias)
 
     def extra_repr(self) -> str:
-        """As torch.nn, and ``forget_bias``."""
+        """As torch.nn, and the options that torch.nn does not have."""
         extra = "" if self.forget_bias is None else f", forget_bias={self.forget_bias}"
-        return super().extra_repr() + extra
+        return super().extra_repr() + extra + (", coupled=True" if self.coupled else "")
 
     def forward(
         self,
@@ -96,6 +105,77 @@ class LSTM(RecurrentLayer):
         reset: Tensor | None = None,
         reset_hx: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Run the sequence. See the class."""
+        return self._forward(input, hx, lengths, reset, reset_hx)
+
+
+class SLSTM(RecurrentLayer):
+    """sLSTM (Beck et al. 2024, xLSTM): an LSTM whose input gate is exponential.
+
+    i = exp(W x + b + U h' + b'),  f, o = sigmoid(W x + b + U h' + b'),
+    z = tanh(W x + b + U h' + b'),
+    c = f * c' + i * z,  n = f * n' + i,  h = o * c / n.
+
+    c and n are kept divided by e^m, m = max(log f + m', log i), so that no exponential is large;
+    h does not depend on m. Where n is 0 nothing was seen yet: zero states are the beginning.
+    All gates see all of h (the paper's one head). Gradients are those of what is computed, m and
+    all; for a loss of h alone, what goes through m adds up to zero.
+
+    Args:
+        input_size: features of the input.
+        hidden_size: hidden units H.
+        num_layers: stacked layers.
+        bias: with ``bias_ih`` and ``bias_hh``.
+        batch_first: input and output are ``[B, T, *]``; states are not affected.
+        dropout: on the output of every layer but the last, in training.
+        bidirectional: two directions, their outputs concatenated.
+        device: of the parameters.
+        dtype: float64, float32, bfloat16 or float16.
+        weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
+            (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
+
+    Parameters are named as torch.nn's, with rows in the order i, f, z, o.
+    ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
+    ``hx``, ``reset_hx`` and the final states ``(h, c, n, m)``, each ``[L*D, B, H]``; n >= 0.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: arguments that torch.nn.LSTM refuses too.
+
+    Example:
+        >>> import torch, fusedrnn
+        >>> y, (h, c, n, m) = fusedrnn.SLSTM(3, 5)(torch.randn(7, 2, 3))
+        >>> y.shape, bool((n >= 1).all())
+        (torch.Size([7, 2, 5]), True)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        weight_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            "slstm", input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, 0, device, dtype, weight_dropout=weight_dropout,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_hx: States | None = None,
+    ) -> tuple[Tensor | PackedSequence, States]:
         """Run the sequence. See the class."""
         return self._forward(input, hx, lengths, reset, reset_hx)
 
@@ -123,7 +203,8 @@ class GRU(_OneState):
 
     r, z = sigmoid(W x + b + U h' + b'),  h = (1 - z) * n + z * h', and
     n = tanh(W_n x + b_n + r * (U_n h' + b'_n))  with ``reset_after=True`` (torch, cuDNN), or
-    n = tanh(W_n x + b_n + U_n (r * h') + b'_n)  with ``reset_after=False`` (Cho et al. 2014, v1).
+    n = tanh(W_n x + b_n + U_n (r * h') + b'_n)  with ``reset_after=False`` (Cho et al. 2014, v1);
+    relu in the place of n's tanh with ``candidate="relu"``.
 
     Args:
         input_size: features of the input.
@@ -136,6 +217,9 @@ class GRU(_OneState):
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16.
         reset_after: see above. The parameters have the same names and shapes either way.
+        candidate: the nonlinearity of n, ``"tanh"`` or ``"relu"``.
+        weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
+            (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
     ``hx``, ``reset_hx`` and ``hn`` one tensor ``[L*D, B, H]``.
@@ -163,16 +247,24 @@ class GRU(_OneState):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        candidate: str = "tanh",
+        weight_dropout: float = 0.0,
     ) -> None:
-        self.reset_after = bool(reset_after)
+        if candidate not in ("tanh", "relu"):
+            raise ValueError(f"candidate is {candidate!r}; it must be 'tanh' or 'relu'")
+        self.reset_after, self.candidate = bool(reset_after), candidate
+        cell = "gru" if reset_after else "gru_reset_before"
         super().__init__(
-            "gru" if reset_after else "gru_reset_before", input_size, hidden_size, num_layers,
+            cell if candidate == "tanh" else f"{cell}_relu", input_size, hidden_size, num_layers,
             bias, batch_first, dropout, bidirectional, 0, device, dtype,
+            weight_dropout=weight_dropout,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        """As torch.nn, and ``reset_after`` where it is False."""
-        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
+        """As torch.nn, and the options that torch.nn does not have."""
+        extra = "" if self.reset_after else ", reset_after=False"
+        extra += "" if self.candidate == "tanh" else f", candidate={self.candidate}"
+        return super().extra_repr() + extra
 
 
 class RNN(_OneState):
@@ -182,13 +274,16 @@ class RNN(_OneState):
         input_size: features of the input.
         hidden_size: hidden units H.
         num_layers: stacked layers.
-        nonlinearity: g: ``"tanh"``, ``"relu"``, or ``"sigmoid"`` (which torch.nn does not have).
+        nonlinearity: g: ``"tanh"``, ``"relu"``; ``"sigmoid"`` or ``"identity"`` (a linear
+            recurrence), which torch.nn does not have.
         bias: with ``bias_ih`` and ``bias_hh``.
         batch_first: input and output are ``[B, T, *]``; states are not affected.
         dropout: on the output of every layer but the last, in training.
         bidirectional: two directions, their outputs concatenated.
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16.
+        weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
+            (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`GRU`.
 
@@ -214,11 +309,14 @@ class RNN(_OneState):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        weight_dropout: float = 0.0,
     ) -> None:
         self.nonlinearity = checked_nonlinearity(nonlinearity)
         super().__init__(
             f"rnn_{nonlinearity}", input_size, hidden_size, num_layers,
             bias, batch_first, dropout, bidirectional, 0, device, dtype,
+            weight_dropout=weight_dropout,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

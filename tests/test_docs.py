@@ -1,4 +1,4 @@
-"""What the docs show runs: the README's Python, and every example in a docstring."""
+"""What the docs show runs: the pages' Python, and every example in a docstring."""
 
 import doctest
 import importlib
@@ -19,11 +19,12 @@ MODULES = sorted(
 )
 
 
-def test_the_readmes_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/cells.md"])
+def test_the_pages_code_runs(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
 
 
 def test_links_lead_somewhere():

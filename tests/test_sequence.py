@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import assert_close64
-from sequence_case import Case, arguments, inputs, native, run, truth
+from sequence_case import KINDS, Case, arguments, inputs, native, run, truth
 from torch.library import opcheck
 
 import fusedrnn
@@ -13,7 +13,8 @@ from fusedrnn import _native, ops, reference
 from fusedrnn.cells import CELLS
 
 needs_native = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
-cells = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+cells = pytest.mark.parametrize("cell", [CELLS[name] for name in KINDS], ids=KINDS)
 directions = pytest.mark.parametrize("directions", [1, 2])
 ragged = pytest.mark.parametrize("ragged", [False, True])
 reset = pytest.mark.parametrize("reset", [None, "zeros", "given"])
@@ -23,7 +24,7 @@ def lengths_of(T, B):
     return tuple(torch.randint(0, T + 1, (B,), generator=torch.Generator().manual_seed(B)).tolist())
 
 
-@cells
+@every_cell
 @directions
 @ragged
 @reset
@@ -301,4 +302,5 @@ def test_reference_rounds_like_the_kernels_in_16_bits():
         y, _, _ = reference.sequence(cell, *arguments(case, tensors))
         z, _, _ = ops.sequence(cell, *arguments(case, tensors))
         assert y.dtype == z.dtype == torch.bfloat16
-        assert (y.float() - z.float()).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps
+        last_bits = 2 * torch.finfo(torch.bfloat16).eps * y.abs().clamp_min(1)
+        assert ((y.float() - z.float()).abs() <= last_bits).all(), cell.name

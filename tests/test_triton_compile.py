@@ -1,9 +1,9 @@
 """Every Triton kernel compiles for GPUs that need not be there, within their limits.
 
-Checked here: all cells in bfloat16 for sm_90, both kinds of kernel; LSTM in the other types, with a
-projection and in tf32, for sm_80, sm_90 and sm_100. ``FUSEDRNN_TEST_ALL=1`` takes all cells in all
-types for sm_80, sm_89, sm_90, sm_100 and sm_120 (minutes). What compiles is what the host code
-launches (tests/triton_compile.py); whether it computes the right thing is test_triton.py's part.
+Checked here: every kind of cell in bfloat16 for sm_90, both kinds of kernel; LSTM in the other
+types, with a projection and in tf32, for sm_80, sm_90 and sm_100. ``FUSEDRNN_TEST_ALL=1`` takes all
+cells in all types for sm_80, sm_89, sm_90, sm_100 and sm_120 (minutes). What compiles is what the
+host code launches (tests/triton_compile.py); whether it is right is test_triton.py's part.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sequence_case import KINDS
 
 from fusedrnn import _backend
 from fusedrnn.cells import CELLS
@@ -37,7 +38,7 @@ if os.environ.get("FUSEDRNN_TEST_ALL") == "1":
 else:
     LSTM = ["lstm:float64:whole", "lstm:float64:step", "lstm:float32:whole", "lstm:float32:step"]
     LSTM += ["lstm:float16:projected", "lstm:float32:whole:tf32"]
-    EVERY = [f"{cell}:bfloat16:{kernel}" for cell in CELLS for kernel in ("whole", "step")]
+    EVERY = [f"{cell}:bfloat16:{kernel}" for cell in KINDS for kernel in ("whole", "step")]
     PROBLEMS = {80: LSTM, 90: EVERY + LSTM, 100: LSTM}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sequence_case import Case, arguments, inputs, native, plain, run, truth
+from sequence_case import KINDS, Case, arguments, inputs, native, plain, run, truth
 from sequence_case import check as check_results
 
 import fusedrnn
@@ -111,7 +111,7 @@ def test_options_alone(force, kernel, reset, directions):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 def test_error_rule(force, kernel, cell, dtype):
     force(kernel)
@@ -171,7 +171,7 @@ def test_one_output_used(force, kernel, P, output):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", KINDS)
 def test_same_bits(force, kernel, cell):
     """Again, without anything kept for backward, and each direction by itself."""
     force(kernel)

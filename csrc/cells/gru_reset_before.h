@@ -3,14 +3,16 @@
 //   r, z = sigmoid(W x + b + U h' + b')         gate order r, z, n
 //   n = tanh(W_n x + b_n + U_n p + b'_n),  p = r * h'
 //   h = (1 - z) * n + z * h'
+// GRUResetBeforeRelu has relu in the place of n's tanh.
 #pragma once
 #include "../cell.h"
+#include "nonlinearity.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-struct GRUResetBefore {
-  static constexpr const char* kName = "gru_reset_before";
+template <class Candidate>
+struct AnyGRUResetBefore {
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 3, kSecond = 1, kOperand = 3;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
 
@@ -24,7 +26,7 @@ struct GRUResetBefore {
   template <class T>
   FRNN_HD static void forward(const T (&x)[3], const T (&u)[3], const T (&s)[1], T (&out)[1],
                               T (&saved)[4]) {
-    const T z = saved[1], n = saved[2] = tanh_of(x[2] + u[2]);
+    const T z = saved[1], n = saved[2] = Candidate::value(x[2] + u[2]);
     out[0] = (T(1) - z) * n + z * s[0];
   }
 
@@ -33,7 +35,7 @@ struct GRUResetBefore {
                                const T (&dout)[1], T (&d)[3], T (&ds)[1]) {
     const T z = saved[1], n = saved[2];
     d[1] = dout[0] * (s[0] - n) * z * (T(1) - z);
-    d[2] = dout[0] * (T(1) - z) * (T(1) - n * n);
+    d[2] = dout[0] * (T(1) - z) * Candidate::slope(n);
     ds[0] = dout[0] * z;
   }
 
@@ -44,6 +46,13 @@ struct GRUResetBefore {
     d[0] = dp * s[0] * r * (T(1) - r);
     ds[0] += dp * r;
   }
+};
+
+struct GRUResetBefore : AnyGRUResetBefore<Tanh> {
+  static constexpr const char* kName = "gru_reset_before";
+};
+struct GRUResetBeforeRelu : AnyGRUResetBefore<Relu> {
+  static constexpr const char* kName = "gru_reset_before_relu";
 };
 
 }  // namespace FRNN_ISA

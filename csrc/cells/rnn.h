@@ -1,48 +1,15 @@
-// Elman RNN (Elman 1990): h = g(W x + b + U h' + b'), g one of tanh and relu (torch.nn.RNN) or
-// sigmoid. Each g has a derivative in terms of its own value, so the value is all that is saved.
+// Elman RNN (Elman 1990): h = g(W x + b + U h' + b'), g one of tanh and relu (torch.nn.RNN),
+// sigmoid and identity.
 #pragma once
 #include "../cell.h"
+#include "nonlinearity.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-struct Tanh {
-  static constexpr const char* kName = "rnn_tanh";
-  template <class T>
-  FRNN_HD static T value(T x) {
-    return tanh_of(x);
-  }
-  template <class T>
-  FRNN_HD static T slope(T y) {
-    return T(1) - y * y;
-  }
-};
-struct Relu {
-  static constexpr const char* kName = "rnn_relu";
-  template <class T>
-  FRNN_HD static T value(T x) {
-    return relu(x);
-  }
-  template <class T>
-  FRNN_HD static T slope(T y) {
-    return relu_slope(y);
-  }
-};
-struct Sigmoid {
-  static constexpr const char* kName = "rnn_sigmoid";
-  template <class T>
-  FRNN_HD static T value(T x) {
-    return sigmoid(x);
-  }
-  template <class T>
-  FRNN_HD static T slope(T y) {
-    return y * (T(1) - y);
-  }
-};
-
 template <class G>
 struct RNN {
-  static constexpr const char* kName = G::kName;
+  static constexpr const char* kName = G::kRNN;
   static constexpr int kGates = 1, kStates = 1, kSaved = 1, kGrads = 1, kSecond = 0;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
 

@@ -101,6 +101,7 @@ inline FRNN_INLINE Lanes<A> map(const Lanes<A>& x, F&& f) {
 FRNN_OPERATOR(+)
 FRNN_OPERATOR(-)
 FRNN_OPERATOR(*)
+FRNN_OPERATOR(/)
 #undef FRNN_OPERATOR
 
 template <class A>
@@ -132,6 +133,26 @@ inline FRNN_INLINE Lanes<A> tanh_of(const Lanes<A>& x) {
       return tanh_host(v);
     else
       return by_lane(v, [](A s) { return tanh_of(s); });
+  });
+}
+
+template <class A>
+inline FRNN_INLINE Lanes<A> exp_of(const Lanes<A>& x) {
+  return map(x, [](auto v) FRNN_INLINE {
+    if constexpr (sizeof(A) == sizeof(float))
+      return exp_host(v);
+    else
+      return by_lane(v, [](A s) { return exp_of(s); });
+  });
+}
+
+template <class A>
+inline FRNN_INLINE Lanes<A> log_sigmoid(const Lanes<A>& x) {
+  return map(x, [](auto v) FRNN_INLINE {
+    if constexpr (sizeof(A) == sizeof(float))
+      return log_sigmoid_host(v);
+    else
+      return by_lane(v, [](A s) { return log_sigmoid(s); });
   });
 }
 

@@ -83,5 +83,6 @@ PYBIND11_MODULE(fusedrnn_units, m) {
   FRNN_FOR_EACH_CELL(X)
 #undef X
   m.def("sigmoid", [](const py::array_t<float>& x) { return map(sigmoid<float>, x); });
+  m.def("log_sigmoid", [](const py::array_t<float>& x) { return map(log_sigmoid<float>, x); });
   m.def("tanh", [](const py::array_t<float>& x) { return map(tanh_of<float>, x); });
 }

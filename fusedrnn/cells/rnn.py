@@ -1,4 +1,4 @@
-"""Elman RNN (1990), h = g(W x + b + U h' + b'): tanh and relu as torch.nn.RNN, and sigmoid."""
+"""Elman RNN (1990), h = g(W x + b + U h' + b'): torch.nn.RNN's tanh and relu, sigmoid, identity."""
 
 from collections.abc import Callable
 
@@ -53,6 +53,18 @@ def _sigmoid_backward(saved, s, out, dout):
     return (dout[0] * (h * (1 - h)),), (0.0,)
 
 
+@jit
+def _identity(x, u, s):
+    h = x[0] + u[0]
+    return (h,), (h,)
+
+
+@jit
+def _identity_backward(saved, s, out, dout):
+    return (dout[0],), (0.0,)
+
+
 TANH = _cell("rnn_tanh", tanh, _tanh, _tanh_backward)
 RELU = _cell("rnn_relu", relu, _relu, _relu_backward)
 SIGMOID = _cell("rnn_sigmoid", sigmoid, _sigmoid, _sigmoid_backward)
+IDENTITY = _cell("rnn_identity", lambda x: x, _identity, _identity_backward)

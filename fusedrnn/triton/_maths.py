@@ -30,3 +30,15 @@ def tanh(x):
 def relu(x):
     """max(x, 0); NaN stays NaN, as in torch.relu."""
     return tl.where(x < 0, 0.0, x)
+
+
+@triton.jit
+def exp_of(x):
+    """exp(x), at most exp(88): finite in float32."""
+    return tl.exp(tl.minimum(x, 88.0))
+
+
+@triton.jit
+def log_sigmoid(x):
+    """log(sigmoid(x)), finite for every finite x."""
+    return tl.minimum(x, 0.0) - tl.log(1 + tl.exp(-tl.abs(x)))

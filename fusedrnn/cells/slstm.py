@@ -1,0 +1,68 @@
+"""sLSTM (Beck et al. 2024): an exponential input gate, a normaliser n and a stabiliser m.
+
+What m and n = 0 mean, and how m is differentiated: csrc/cells/slstm.h.
+"""
+
+from torch import Tensor, relu, sigmoid, tanh
+from torch.nn.functional import logsigmoid as log_sigmoid
+
+from ..triton.lazy import jit
+from ._base import Cell, TritonCell
+
+
+def exp_of(x: Tensor) -> Tensor:
+    """exp(x), at most exp(88): finite in float32."""
+    return x.clamp(max=88).exp()
+
+
+def reference(
+    x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+) -> tuple[Tensor, ...]:
+    """One step: m = max(log f + m', log i),  c = F c' + I z,  n = F n' + I,  h = o * c / n.
+
+    I = i / e^m,  F = f e^m' / e^m;  where n' = 0 nothing was seen yet, and m = log i.
+    """
+    h, c, n, m = states
+    u = recur(h)
+    log_i, z, o = x[0] + u[0], tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
+    lead = log_sigmoid(x[1] + u[1]) + m - log_i
+    raised = (n > 0) * relu(lead)
+    i, f = exp_of(-raised), exp_of(lead - raised)
+    c, n = f * c + i * z, f * n + i
+    return o * c / n, c, n, log_i + raised
+
+
+@jit
+def _forward(x, u, s):
+    log_i, a = x[0] + u[0], x[1] + u[1]
+    z, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
+    lead = log_sigmoid(a) + s[3] - log_i
+    raised = (s[2] > 0) * relu(lead)
+    i, f = exp_of(-raised), exp_of(lead - raised)
+    c, n = f * s[1] + i * z, f * s[2] + i
+    return (o * c / n, c, n, log_i + raised), (i, f, z, o, sigmoid(-a))
+
+
+@jit
+def _backward(saved, s, out, dout):
+    i, f, z, o, slope = saved
+    inverse = 1 / (out[2] + (out[2] <= 0))  # n is 0 only where a tile has no unit
+    y = out[1] * inverse
+    dy = dout[0] * o * inverse
+    dc, dn = dout[1] + dy, dout[2] - dy * y
+    df, di = (dc * s[1] + dn * s[2]) * f, (dc * z + dn) * i  # of the exponents
+    dm, by_f = dout[3] - df - di, 1.0 * (i < 1)  # by_f: m is log f + m'
+    da = df + by_f * dm
+    d = (di + (1 - by_f) * dm, da * slope, dc * i * (1 - z * z), dout[0] * y * o * (1 - o))
+    return d, (0.0, dc * f, dn * f, da)
+
+
+CELL = Cell(
+    name="slstm",
+    gates=("i", "f", "z", "o"),
+    states=("h", "c", "n", "m"),
+    saved=("i", "f", "z", "o", "slope"),
+    h_grad=(0, 1, 2, 3),
+    reference=reference,
+    triton=TritonCell(_forward, _backward),
+)
