@@ -30,25 +30,30 @@ class Sequence(torch.autograd.Function):
         ctx: object,
         cell: str,
         backend: str,
+        trace: bool,
         lengths: Tensor | None,
         mask: Tensor | None,
         *leaves: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the forward op of the backend."""
+    ) -> tuple[Tensor, ...]:
+        """Run the forward op of the backend. With ``trace`` show what it saved, too."""
         y, hn, cn, *kept = forward(cell, backend, lengths, mask, leaves, save=True)
         ctx.save_for_backward(lengths, mask, y, *kept, *leaves)
         ctx.cell, ctx.backend = cell, backend
         ctx.set_materialize_grads(False)
-        return y, hn, cn
+        if not trace:
+            return y, hn, cn
+        shown = kept[:2]
+        ctx.mark_non_differentiable(*shown)
+        return y, hn, cn, *shown
 
     @staticmethod
     def backward(ctx: object, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves that need one, by the backend's backward op."""
-        needs = ctx.needs_input_grad[4:]
-        call = (ctx.cell, ctx.backend, needs, *douts, *ctx.saved_tensors)
+        needs = ctx.needs_input_grad[5:]
+        call = (ctx.cell, ctx.backend, needs, *douts[:3], *ctx.saved_tensors)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         grads = SequenceBackward.apply(*call) if again else gradients(*call)
-        return None, None, None, None, *grads
+        return None, None, None, None, None, *grads
 
 
 class SequenceBackward(torch.autograd.Function):
