@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import rnn
 from ._call import Weights
+from ._watch import Watch
 from .cells import CELLS
 from .rnn import States
 
@@ -17,11 +18,15 @@ _NOT_WITH_PACKED = {
     "lengths": "lengths was given with a PackedSequence, which has its own: pass one of the two",
     "reset": "reset was given with a PackedSequence, whose rows it cannot name: pass the padded "
     "batch (torch.nn.utils.rnn.pad_packed_sequence) with lengths= and reset=",
+    "watch": "a PackedSequence is recorded or changed, whose rows are in an order of their own: "
+    "pass the padded batch (torch.nn.utils.rnn.pad_packed_sequence) with lengths=",
 }
 
 
 class RecurrentLayer(nn.Module):
     """Base class: a subclass names a cell of the registry; gates and states follow from it."""
+
+    _watch: Watch | None = None  # inside fusedrnn.record and fusedrnn.intervene
 
     def __init__(
         self,
@@ -118,7 +123,7 @@ class RecurrentLayer(nn.Module):
         if reset is None and reset_states is not None:
             raise ValueError("reset_hx was given without reset: pass the mask that says where")
         if isinstance(input, PackedSequence):
-            for name, given in (("lengths", lengths), ("reset", reset)):
+            for name, given in (("lengths", lengths), ("reset", reset), ("watch", self._watch)):
                 if given is not None:
                     raise ValueError(_NOT_WITH_PACKED[name])
             return self._forward_packed(input, states)
@@ -168,7 +173,8 @@ class RecurrentLayer(nn.Module):
         reset_states: States | None = None,
     ) -> tuple[Tensor, States]:
         p, cell = self.dropout if self.training else 0.0, CELLS[self.cell]
-        return rnn.run(cell, x, states, self._weights(), lengths, p, reset, reset_states)
+        weights, watch = self._weights(), self._watch
+        return rnn.run(cell, x, states, weights, lengths, p, reset, reset_states, watch)
 
     def _check_input(self, x: Tensor, dims: int) -> None:
         weight = self.weight_ih_l0

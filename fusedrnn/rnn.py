@@ -1,5 +1,6 @@
 """Layers, directions, lengths and packing: the one road from a module to the sequence op."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
 from ._call import Reset, Weights
+from ._watch import Watch
 from .cells import Cell
 
 States = tuple[Tensor, ...]
@@ -23,6 +25,7 @@ def run(
     dropout_p: float = 0.0,
     reset: Tensor | None = None,
     reset_states: States | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, States]:
     """Run stacked layers, each of one or two directions, over ``x``.
 
@@ -36,6 +39,7 @@ def run(
         dropout_p: dropout on the output of every layer but the last.
         reset: bool ``[T, B]``, where rows begin anew; or None.
         reset_states: what they begin with, shaped as ``states``; None: zeros.
+        watch: who runs the layers in place of the op, if someone watches (gates.py).
 
     Returns:
         y ``[T, B, D*P]`` and the final states, shaped as ``states``.
@@ -51,7 +55,8 @@ def run(
             anew = Reset(
                 reset, *(_of_layer(reset_states, number, len(layer)) if reset_states else ())
             )
-        x, *final = ops.sequence(cell, x, layer, h0, c0, lengths, anew)
+        run_layer = partial(watch.sequence, number) if watch else ops.sequence
+        x, *final = run_layer(cell, x, layer, h0, c0, lengths, anew)
         finals.append(final)
     hn, cn = (torch.cat(f) if len(f) > 1 else f[0] for f in zip(*finals, strict=True))
     return x, (hn, *cn.unbind(1))
