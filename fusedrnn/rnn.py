@@ -69,15 +69,17 @@ def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:
     Returns:
         The new states, shaped as ``states``.
     """
-    states = tuple(s.unsqueeze(0) for s in states)
     x, states, _, (layer,) = _as_autocast_says(x, states, None, [(weights,)])
-    _, hn, cn = ops.sequence(cell, x.unsqueeze(0), layer, *_of_layer(states, 0, 1))
-    return hn[0], *cn[0].unbind(0)
+    h0, c0 = _of_layer(tuple(s.unsqueeze(0) for s in states), 0, 1)
+    _, hn, cn = ops.sequence(cell, x.unsqueeze(0), layer, h0, c0)
+    return hn.squeeze(0), *cn.squeeze(0).unbind(0)
 
 
 def _of_layer(states: States, number: int, directions: int) -> tuple[Tensor, Tensor]:
     """h ``[D, B, P]`` and the other states ``[D, S-1, B, H]`` of one layer."""
-    h, *inner = (s[number * directions : (number + 1) * directions] for s in states)
+    if len(states[0]) > directions:
+        states = tuple(s[number * directions : (number + 1) * directions] for s in states)
+    h, *inner = states
     if len(inner) == 1:
         return h, inner[0].unsqueeze(1)
     return h, torch.stack(inner, 1) if inner else h.new_empty(len(h), 0, *h.shape[1:])
