@@ -22,6 +22,7 @@ SOURCES = kernel_table.ROOT / "csrc/cuda"
 needs_nvcc = pytest.mark.skipif(VERSION is None, reason="no nvcc on PATH (the CUDA toolkit)")
 COMMITTED = kernel_table.read_markdown((ROOT / "docs/kernel-table.md").read_text())
 
+
 def registers(dtype: str, arch: str) -> int:
     """What __launch_bounds__ leaves of an SM's 65536: 2, 3 or 4 CTAs of 128 threads."""
     if dtype == "float64":

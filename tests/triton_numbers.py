@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_arguments import native
-from sequence_case import Case, arguments, inputs, plain, run, truth
+from sequence_case import Case, arguments, inputs, native, plain, run, truth
 from sequence_case import check as check_results
 
 import fusedrnn
