@@ -10,6 +10,7 @@ from .gates import intervene, record
 from .hierarchy import Hierarchy
 from .modules import GRU, LSTM, RNN
 from .softmax import HierarchicalSoftmax
+from .streaming import step, truncated_bptt
 
 __version__ = "0.1.0"
 
@@ -30,4 +31,6 @@ __all__ = [
     "init",
     "intervene",
     "record",
+    "step",
+    "truncated_bptt",
 ]

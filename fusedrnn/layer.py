@@ -27,6 +27,7 @@ class RecurrentLayer(nn.Module):
     """Base class: a subclass names a cell of the registry; gates and states follow from it."""
 
     _watch: Watch | None = None  # inside fusedrnn.record and fusedrnn.intervene
+    _recompute = "none"
 
     def __init__(
         self,
@@ -81,6 +82,31 @@ class RecurrentLayer(nn.Module):
         stdv = 1.0 / math.sqrt(self.hidden_size)
         for weight in self.parameters():
             nn.init.uniform_(weight, -stdv, stdv)
+
+    @property
+    def recompute(self) -> str:
+        """What backward computes again instead of finding it saved.
+
+        ``"none"``: nothing. ``"gates"``: each layer's gates and states, by one more forward of that
+        layer. ``"chunks"``: the same, about sqrt(T) steps at a time, so that no more than these are
+        held at once; for layers of one direction. Results keep their bits with ``"gates"``. No
+        effect inside ``fusedrnn.record`` and ``fusedrnn.intervene``, nor with the reference.
+
+        Raises:
+            ValueError: set to anything else, or to ``"chunks"`` for a bidirectional layer.
+        """
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, value: str) -> None:
+        if value not in ("none", "gates", "chunks"):
+            raise ValueError(f"recompute is {value!r}; it must be 'none', 'gates' or 'chunks'")
+        if value == "chunks" and self.bidirectional:
+            raise ValueError(
+                "recompute='chunks' goes through the sequence piece by piece, which two directions "
+                "cannot do together; use 'gates' for a bidirectional layer"
+            )
+        self._recompute = value
 
     def flatten_parameters(self) -> None:
         """Do nothing: no kernel here needs the weights in one block of memory."""
@@ -173,8 +199,10 @@ class RecurrentLayer(nn.Module):
         reset_states: States | None = None,
     ) -> tuple[Tensor, States]:
         p, cell = self.dropout if self.training else 0.0, CELLS[self.cell]
-        weights, watch = self._weights(), self._watch
-        return rnn.run(cell, x, states, weights, lengths, p, reset, reset_states, watch)
+        return rnn.run(
+            cell, x, states, self._weights(), lengths, p, reset, reset_states,
+            self._watch, self._recompute,
+        )  # fmt: skip
 
     def _check_input(self, x: Tensor, dims: int) -> None:
         weight = self.weight_ih_l0

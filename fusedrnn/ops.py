@@ -111,6 +111,7 @@ def sequence(
     lengths: Tensor | None = None,
     reset: Reset | None = None,
     trace: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run one layer over a whole sequence.
 
@@ -126,6 +127,8 @@ def sequence(
             its y is zero there. None: all rows are T long.
         reset: where rows begin anew within the sequence, and with which states.
         trace: also return what the cell saves for backward, and its other states, of all steps.
+        recompute: keep for backward only the arguments and y, and run the op again then: the same
+            bits for the time of one more forward. (The reference keeps everything.)
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones
     have float32 state and accumulation.
@@ -145,6 +148,8 @@ def sequence(
     mask, *anew = (None, None, None) if reset is None else reset
     leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
-        return _autograd.Sequence.apply(cell.name, backend, trace, lengths, mask, *leaves)
+        return _autograd.Sequence.apply(
+            cell.name, backend, trace, recompute, lengths, mask, *leaves
+        )
     outputs = _autograd.forward(cell.name, backend, lengths, mask, leaves, save=trace)
     return outputs[: 5 if trace else 3]
