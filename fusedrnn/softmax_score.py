@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _native, softmax_reference
+from . import _backend, _native, softmax_reference
 from ._trees import Tree
-from .softmax_ops import TREE, serving
+from .softmax_ops import TREE, softmax_limits
 
 _native.LIBRARY.define(f"hierarchical_log_softmax.native(Tensor logits, {TREE}) -> Tensor")
 _native.LIBRARY.define(
@@ -75,6 +75,23 @@ class LogSoftmax(torch.autograd.Function):
         """Run the backward op."""
         op = torch.ops.fusedrnn.hierarchical_log_softmax_backward.native
         return op(grad, *ctx.saved_tensors), *[None] * len(Tree._fields)
+
+
+def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
+    """For each backend, why it cannot score all words or search on such tensors, or None.
+
+    Args:
+        device: the type of device the tensors are on, as ``torch.device.type``.
+        dtype: that of input and weight.
+    """
+    gpu = "no kernel that scores all words or searches is written for it yet"
+    return softmax_limits(device, dtype) | {"cuda": gpu, "triton": gpu}
+
+
+def serving(input: Tensor) -> str:
+    """The backend that serves calls with such an input."""
+    device = input.device.type
+    return _backend.choose(device, score_limits(device, input.dtype))[0]
 
 
 def log_prob_of_logits(logits: Tensor, tree: Tree, depth: int) -> Tensor:

@@ -1,0 +1,159 @@
+// The hierarchical softmax ops on a GPU (schemas: fusedrnn/softmax_ops.py): check what the host can
+// see, allocate, launch. The tree's tensors are on the device; what they hold, Hierarchy has
+// checked, and targets are checked by the kernel.
+#include <tuple>
+
+#include "../softmax.h"
+#include "common.h"
+
+namespace fusedrnn {
+namespace {
+
+using Maybe = std::optional<Tensor>;
+using Size = std::vector<int64_t>;
+
+// Checks one tensor of a call against the first and returns it contiguous.
+class Checked {
+ public:
+  explicit Checked(const Tensor& input) : input_(input) {}
+
+  Tensor operator()(const Tensor& t, const char* name, const Size& size, ScalarType dtype) const {
+    bool fits = t.dim() == int64_t(size.size());
+    for (size_t i = 0; fits && i < size.size(); ++i) fits = t.size(i) == size[i];
+    STD_TORCH_CHECK(fits, "fusedrnn: ", name, " has the wrong shape for this hierarchy and input");
+    STD_TORCH_CHECK(t.scalar_type() == dtype, "fusedrnn: ", name, " has the wrong dtype");
+    STD_TORCH_CHECK(t.is_cuda() && t.get_device() == input_.get_device(), "fusedrnn: ", name,
+                    " and input are on different devices");
+    return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  }
+  Tensor operator()(const Tensor& t, const char* name, const Size& size) const {
+    return (*this)(t, name, size, input_.scalar_type());
+  }
+
+ private:
+  const Tensor& input_;
+};
+
+const int64_t* longs(const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); }
+
+// The tree's tensors, kept alive, and their view.
+struct Tree {
+  Tensor leaf_rank, node_rows, node_branches, branch_leaf, branch_node;
+  SoftmaxTree view;
+
+  Tree(const Checked& checked, const Tensor& rank, const Tensor& rows, const Tensor& branches,
+       const Tensor& leaf, const Tensor& node, int64_t weight_rows)
+      : leaf_rank(checked(rank, "leaf_rank", {rank.numel()}, ScalarType::Long)),
+        node_rows(checked(rows, "node_rows", {rows.numel()}, ScalarType::Long)),
+        node_branches(checked(branches, "node_branches", {rows.numel()}, ScalarType::Long)),
+        branch_leaf(checked(leaf, "branch_leaf", {edges()}, ScalarType::Long)),
+        branch_node(checked(node, "branch_node", {edges()}, ScalarType::Long)),
+        view{rank.numel(),     rows.numel() - 1,     weight_rows,        longs(leaf_rank),
+             longs(node_rows), longs(node_branches), longs(branch_leaf), longs(branch_node)} {}
+
+  int64_t edges() const { return leaf_rank.numel() + node_rows.numel() - 2; }
+};
+
+// What every call needs: sizes, and the stream of input's device, which is current meanwhile.
+struct Call {
+  SoftmaxSizes n;
+  torch::stable::accelerator::DeviceGuard guard;
+  void* stream = nullptr;
+
+  Call(const Tensor& input, const Tensor& weight)
+      : n{input.size(0), input.size(1), weight.size(0), dtype_of(input), 1},
+        guard(input.get_device_index()) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
+  }
+  Tensor workspace(const Tensor& like, bool backward) const {
+    return allocate(like, {int64_t(cuda_softmax_workspace(n, backward))}, ScalarType::Byte);
+  }
+};
+
+void check_matrices(const Tensor& input, const Tensor& weight) {
+  STD_TORCH_CHECK(input.dim() == 2 && weight.dim() == 2,
+                  "fusedrnn: input must be [N, H] and weight [rows, H]");
+}
+
+void succeed(const char* wrong) { STD_TORCH_CHECK(!wrong, "fusedrnn: ", wrong ? wrong : ""); }
+
+SoftmaxGpuPlan view_plan(const Tensor& plan, int64_t N, int64_t nodes, int64_t depth,
+                         int64_t path_rows) {
+  return SoftmaxGpuPlan::in(static_cast<int32_t*>(plan.mutable_data_ptr()), N, nodes, depth,
+                            path_rows);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_forward(
+    Tensor input, Tensor weight, Maybe bias, Tensor target, Tensor leaf_rank, Tensor node_rows,
+    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, int64_t path_rows, int64_t depth,
+    int64_t ignore_index, double label_smoothing, double z_loss, bool save) {
+  check_matrices(input, weight);
+  STD_TORCH_CHECK(depth >= 1 && path_rows >= depth, "fusedrnn: depth is ", depth, " and path_rows ",
+                  path_rows, "; there must be as many rows as nodes on a path");
+  const Call call(input, weight);
+  const Checked checked(input);
+  const int64_t N = call.n.N, H = call.n.H, R = call.n.R;
+  input = checked(input, "input", {N, H});
+  weight = checked(weight, "weight", {R, H});
+  if (bias.has_value()) bias = checked(*bias, "bias", {R});
+  target = checked(target, "target", {N}, ScalarType::Long);
+  const Tree tree(checked, leaf_rank, node_rows, node_branches, branch_leaf, branch_node, R);
+
+  const bool plain = label_smoothing == 0 && z_loss == 0;
+  const ScalarType wide = state_dtype(input);
+  Tensor output = allocate(input, {N}, wide), objective = allocate(input, {plain ? 0 : N}, wide);
+  Tensor saved = allocate(input, {N, path_rows}, wide);
+  Tensor plan = allocate(input, {SoftmaxGpuPlan::size(N, tree.view.nodes, depth)}, ScalarType::Int);
+  Tensor workspace = call.workspace(input, false);
+  succeed(cuda_softmax_forward(
+      {call.n, label_smoothing, z_loss, input.const_data_ptr(), weight.const_data_ptr(), data(bias),
+       output.mutable_data_ptr(), plain ? nullptr : objective.mutable_data_ptr(),
+       saved.mutable_data_ptr()},
+      tree.view, {longs(target), ignore_index},
+      view_plan(plan, N, tree.view.nodes, depth, path_rows), workspace.mutable_data_ptr(),
+      call.stream));
+  if (save) return {output, objective, saved, plan};
+  return {output, objective, allocate(input, {0, path_rows}, wide),
+          allocate(input, {0}, ScalarType::Int)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
+    Tensor grad, Tensor input, Tensor weight, Tensor target, Tensor leaf_rank, Tensor node_rows,
+    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved, Tensor plan,
+    int64_t, bool need_input, bool need_weight, bool need_bias, bool sparse) {
+  check_matrices(input, weight);
+  STD_TORCH_CHECK(!sparse, "fusedrnn: the CUDA kernels make dense gradients");
+  const Call call(input, weight);
+  const Checked checked(input);
+  const int64_t N = call.n.N, H = call.n.H, R = call.n.R;
+  const ScalarType wide = state_dtype(input);
+  input = checked(input, "input", {N, H});
+  weight = checked(weight, "weight", {R, H});
+  grad = checked(grad, "grad", {N}, wide);
+  STD_TORCH_CHECK(saved.dim() == 2, "fusedrnn: saved must be what forward returned");
+  saved = checked(saved, "saved", {N, saved.size(1)}, wide);
+  const Tree tree(checked, leaf_rank, node_rows, node_branches, branch_leaf, branch_node, R);
+  const int64_t M = tree.view.nodes, depth = N == 0 ? 1 : (plan.numel() - 3 * M - 2 * N) / (3 * N);
+  plan = checked(plan, "plan", {SoftmaxGpuPlan::size(N, M, depth)}, ScalarType::Int);
+
+  Tensor dinput = allocate(input, {need_input ? N : 0, H});
+  Tensor dweight = allocate(weight, {need_weight ? R : 0, H});
+  Tensor dbias = allocate(weight, {need_bias ? R : 0});
+  Tensor workspace = call.workspace(input, true);
+  succeed(cuda_softmax_backward(
+      {call.n, grad.const_data_ptr(), input.const_data_ptr(), weight.const_data_ptr(),
+       saved.const_data_ptr(), false, need_input ? dinput.mutable_data_ptr() : nullptr,
+       need_weight ? dweight.mutable_data_ptr() : nullptr,
+       need_bias ? dbias.mutable_data_ptr() : nullptr},
+      tree.view, view_plan(plan, N, M, depth, saved.size(1)), workspace.mutable_data_ptr(),
+      call.stream));
+  return {dinput, dweight, dbias, allocate(target, {0})};
+}
+
+}  // namespace
+}  // namespace fusedrnn
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
+  m.impl("hierarchical_softmax_forward.native", TORCH_BOX(&fusedrnn::softmax_forward));
+  m.impl("hierarchical_softmax_backward.native", TORCH_BOX(&fusedrnn::softmax_backward));
+}
