@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from . import _backend, _native, softmax_reference
 from ._trees import Tree
 from .reference import state_dtype
+from .triton.softmax import plan_size
 
 TREE = (
     "Tensor leaf_rank, Tensor node_rows, Tensor node_branches, "
@@ -31,11 +32,6 @@ _BACKWARD = (
     "int ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse) "
     "-> (Tensor dinput, Tensor dweight, Tensor dbias, Tensor rows)"
 )
-
-
-def plan_size(N: int, nodes: int, depth: int) -> int:
-    """Of the plan that the GPU kernels leave for backward: SoftmaxGpuPlan in csrc/softmax.h."""
-    return N * (2 + 3 * depth) + 3 * nodes
 
 
 def _fake_forward(
