@@ -107,6 +107,12 @@ struct SoftmaxGpuPlan {
   }
 };
 
+// The weight rows whose gradients a GPU makes: all R, or, where these are sparse, some in order.
+struct SoftmaxRows {
+  int64_t count;
+  const int64_t* index;  // [count], or null: all
+};
+
 // From all logits to the log-probabilities of all words, or, where there is a grad, to the gradient
 // of the logits. All are wide.
 struct LogSoftmax {
@@ -146,10 +152,11 @@ const char* cpu_softmax_search(const SoftmaxSearch&);
 
 // Likewise; the tree's tensors are on the device, and all is done when the stream is. saved of
 // forward must be there.
-size_t cuda_softmax_workspace(const SoftmaxSizes&, bool backward);
+size_t cuda_softmax_forward_workspace(int64_t N);
+size_t cuda_softmax_backward_workspace(int64_t rows);
 const char* cuda_softmax_forward(const SoftmaxForward&, const SoftmaxTree&, const SoftmaxTargets&,
                                  const SoftmaxGpuPlan&, void* workspace, void* stream);
 const char* cuda_softmax_backward(const SoftmaxBackward&, const SoftmaxTree&, const SoftmaxGpuPlan&,
-                                  void* workspace, void* stream);
+                                  const SoftmaxRows&, void* workspace, void* stream);
 
 }  // namespace fusedrnn

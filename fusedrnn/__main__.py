@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _backend, _native, ops, softmax_ops
+from . import __version__, _backend, _native, ops, softmax_ops, softmax_score
 from . import plan as planner
 from .cells import CELLS
 
@@ -36,6 +36,8 @@ def op_limits(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str, dict[
     for cell in CELLS:
         yield "sequence", cell, ops.limits(cell, dtype, False)
     yield "hierarchical softmax", "", softmax_ops.softmax_limits(device, dtype)
+    scores = softmax_score.score_limits(device, dtype)
+    yield "log_prob of all words, topk, sample", "", scores
 
 
 def _package(name: str) -> str:

@@ -3,8 +3,11 @@
     log p(word) = sum over the nodes on the word's path of log p(branch | node)
 
 ``native`` is implemented by the C++ library (CPU and CUDA), ``triton`` by fusedrnn.triton; the
-reference is plain PyTorch and needs no op. On a GPU sparse gradients are picked out of dense ones.
+reference is plain PyTorch and needs no op.
 Sizes: N tokens, H features, V words, M nodes, R weight rows, E = V + M - 1 branches.
+
+What GPUs have besides: ``plan``, which forward leaves for backward (``SoftmaxGpuPlan`` in
+csrc/softmax.h), and ``met``, the rows of sparse gradients, which the CPU's op finds by itself.
 """
 
 from typing import NamedTuple
@@ -29,7 +32,8 @@ _FORWARD = (
 )
 _BACKWARD = (
     f"(Tensor grad, Tensor input, Tensor weight, Tensor target, {TREE}, Tensor saved, Tensor plan, "
-    "int ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse) "
+    "int ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse, "
+    "Tensor? met) "
     "-> (Tensor dinput, Tensor dweight, Tensor dbias, Tensor rows)"
 )
 
@@ -81,14 +85,18 @@ def _fake_backward(
     need_weight: bool,
     need_bias: bool,
     sparse: bool,
+    met: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    N, H = input.shape
-    R = torch.library.get_ctx().new_dynamic_size() if sparse else weight.shape[0]
+    (N, H), R, found = input.shape, weight.shape[0], 0
+    if met is not None:
+        R = met.shape[0]
+    elif sparse:
+        R = found = torch.library.get_ctx().new_dynamic_size()
     return (
         input.new_empty(N if need_input else 0, H),
         weight.new_empty(R if need_weight else 0, H),
         weight.new_empty(R if need_bias else 0),
-        target.new_empty(R if sparse else 0),
+        target.new_empty(found),
     )
 
 
@@ -119,6 +127,16 @@ def _row_sparse(rows: Tensor, values: Tensor, size: torch.Size) -> Tensor:
     return torch.sparse_coo_tensor(
         rows.unsqueeze(0), values, size, is_coalesced=True, check_invariants=False
     )
+
+
+def _rows_met(plan: Tensor, tree: Tree, R: int) -> Tensor:
+    """The rows of the nodes that tokens meet, in order: how many there are, the host must wait for.
+
+    A plan ends in the first and the last token of every node, and its column.
+    """
+    begin, end, _ = plan[len(plan) - 3 * (len(tree.node_rows) - 1) :].chunk(3)
+    met = (begin < end).repeat_interleave(tree.node_rows.diff(), output_size=R)
+    return met.nonzero().squeeze(1)
 
 
 class Training(NamedTuple):
@@ -175,10 +193,14 @@ class TargetLogProb(torch.autograd.Function):
         """Run the backward op; it writes only what is needed."""
         input, weight, target, saved, plan, *tree = ctx.saved_tensors
         needs, given = ctx.needs_input_grad[1:4], (input, weight, target, *tree, saved, plan)
+        met = None
+        if ctx.sparse and ctx.backend != "cpu":
+            met = _rows_met(plan, Tree(*tree), len(weight))
         dinput, dweight, dbias, rows = _op("backward", ctx.backend)(
-            grads[-1], *given, ctx.ignore_index, *needs, ctx.sparse
+            grads[-1], *given, ctx.ignore_index, *needs, ctx.sparse, met
         )
         if ctx.sparse:
+            rows = rows if met is None else met
             dweight = _row_sparse(rows, dweight, weight.shape) if needs[1] else None
             dbias = _row_sparse(rows, dbias, weight.shape[:1]) if needs[2] else None
         of = (dinput, dweight, dbias)
@@ -266,13 +288,12 @@ def target_log_prob(
     """
     device = input.device.type
     backend, _ = _backend.choose(device, softmax_limits(device, input.dtype))
-    if sparse and backend != "cpu":
-        rows = softmax_reference.rows_met(target[target != training.ignore_index], tree, depth)
-        weight = RowSparseGrad.apply(weight, rows)
-        bias = None if bias is None else RowSparseGrad.apply(bias, rows)
-        sparse = False
     parameters = (input, weight, bias)
     if backend == "reference":
+        if sparse:
+            rows = softmax_reference.rows_met(target[target != training.ignore_index], tree, depth)
+            weight = RowSparseGrad.apply(weight, rows)
+            bias = None if bias is None else RowSparseGrad.apply(bias, rows)
         return softmax_reference.target_log_prob(
             input, weight, bias, target, tree, depth, *training
         )

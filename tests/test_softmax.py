@@ -437,7 +437,7 @@ def test_opcheck(tree, bias, dtype):
     for needs in [(True, True, True), (True, False, False), (False, False, True)]:
         opcheck(
             ops.hierarchical_softmax_backward.native,
-            (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100, *needs, False),
+            (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100, *needs, False, None),
         )
 
 

@@ -72,17 +72,18 @@ class Host:
         return tuple(got.get(name, empty) for name in names if save or name in names[:2])
 
     def backward(self, grad, input, weight, target, *rest):
-        tree, (saved, plan, _, *needs, sparse) = rest[:5], rest[5:]
-        assert not sparse
+        tree, (saved, plan, _, *needs, sparse, met) = rest[:5], rest[5:]
+        assert sparse == (met is not None)
         (N, H), R, M = input.shape, weight.shape[0], len(tree[1]) - 1
         depth = 1 if N == 0 else (len(plan) - 3 * M - 2 * N) // (3 * N)
         sizes = {"N": N, "H": H, "R": R, "V": len(tree[0]), "M": M, "depth": depth}
-        sizes |= {"path_rows": saved.shape[1]}
-        shapes = {"dinput": (N, H), "dweight": (R, H), "dbias": (R,)}
+        sizes |= {"path_rows": saved.shape[1], "rows": len(met) if sparse else R}
+        shapes = {"dinput": (N, H), "dweight": (sizes["rows"], H), "dbias": (sizes["rows"],)}
         made = {
             k: (s, input.dtype) for (k, s), need in zip(shapes.items(), needs, strict=True) if need
         }
         given = {"grad": grad, "input": input, "weight": weight, "saved": saved, "plan": plan}
+        given["rows"] = met
         got = self.call("backward", sizes, given | dict(zip(TREE, tree, strict=True)), made)
         return *(got.get(name) for name in shapes), None
 
@@ -96,12 +97,12 @@ def on_host(monkeypatch):
     return use
 
 
-def kernels(layer, x, target, training=PLAIN):
+def kernels(layer, x, target, training=PLAIN, sparse=False):
     """log p of the targets, and the objective, by the CUDA kernels wherever the tensors are."""
     tree = layer.hierarchy
     sizes = (tree.max_path_rows, tree.depth)
     found = TargetLogProb.apply(
-        "cuda", x, layer.weight, layer.bias, target, *sizes, training, False, *layer._tree()
+        "cuda", x, layer.weight, layer.bias, target, *sizes, training, sparse, *layer._tree()
     )
     return (found, found) if training.plain else found
 
@@ -244,6 +245,21 @@ def test_only_the_gradients_that_are_needed(on_host):
             other.requires_grad_(other is leaf)
         (alone,) = torch.autograd.grad(kernels(layer, x, target)[0].sum(), [leaf])
         assert torch.equal(alone, grad)
+
+
+@pytest.mark.parametrize("name", ["sqrt", "huffman"])
+def test_sparse_gradients_are_rows_of_the_dense_ones(on_host, name, dtype):
+    layer, x, target = problem(TREES[name](), 70, 21, dtype=dtype)
+    target %= layer.hierarchy.words // 3
+    results = [
+        torch.autograd.grad(
+            kernels(layer, x, target, sparse=sparse)[0].sum(), [*layer.parameters()]
+        )
+        for sparse in (False, True)
+    ]
+    for full, some in zip(*results, strict=True):
+        assert some.is_coalesced() and 0 < len(some.values()) < len(full)
+        assert torch.equal(some.to_dense(), full)
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e-4])

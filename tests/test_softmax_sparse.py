@@ -217,7 +217,7 @@ def test_opcheck(dtype):
     for needs in [(True, True, True), (False, True, False), (True, False, False)]:
         opcheck(
             ops.hierarchical_softmax_backward.native,
-            (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100, *needs, True),
+            (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100, *needs, True, None),
         )
 
 

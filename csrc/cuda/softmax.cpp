@@ -26,9 +26,9 @@ const char* with_dtype(DType dtype, F call) {
 
 }  // namespace
 
-size_t cuda_softmax_workspace(const SoftmaxSizes& n, bool backward) {
-  return backward ? cuda::meet_rows_bytes(n.R) : cuda::plan_softmax_bytes(n.N);
-}
+size_t cuda_softmax_forward_workspace(int64_t N) { return cuda::plan_softmax_bytes(N); }
+
+size_t cuda_softmax_backward_workspace(int64_t rows) { return cuda::meet_rows_bytes(rows); }
 
 const char* cuda_softmax_forward(const SoftmaxForward& a, const SoftmaxTree& tree,
                                  const SoftmaxTargets& targets, const SoftmaxGpuPlan& plan,
@@ -42,10 +42,11 @@ const char* cuda_softmax_forward(const SoftmaxForward& a, const SoftmaxTree& tre
 }
 
 const char* cuda_softmax_backward(const SoftmaxBackward& a, const SoftmaxTree& tree,
-                                  const SoftmaxGpuPlan& plan, void* workspace, void* stream) {
-  if (const char* wrong = cuda::meet_rows(a.n, tree, plan, workspace, stream)) return wrong;
+                                  const SoftmaxGpuPlan& plan, const SoftmaxRows& rows,
+                                  void* workspace, void* stream) {
+  if (const char* wrong = cuda::meet_rows(rows, tree, plan, workspace, stream)) return wrong;
   return with_dtype(a.n.dtype,
-                    [&](auto k) { return k.backward(a, tree, plan, workspace, stream); });
+                    [&](auto k) { return k.backward(a, tree, plan, rows, workspace, stream); });
 }
 
 }  // namespace fusedrnn

@@ -3,7 +3,8 @@
 //   dx_t = d_t sum_r G[t, r] w_r         CTAs: blocks of tokens x columns; all rows they meet
 //   dw_r = sum_t G[t, r] d_t x_t         CTAs: blocks of rows x columns; all tokens that meet them
 //   db_r = sum_t G[t, r] d_t
-// Each element is written once, by one CTA; sums run in the order of rows met, and of tokens.
+// Each element is written once, by one CTA; sums run in the order of rows met, and of tokens. Rows
+// of dw are all, or those given: met[] holds them.
 #pragma once
 #include "softmax_product.cuh"
 
@@ -22,7 +23,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     MetRow met[Product::kDepth];
   };
   auto& s = shared_memory<Shared>();
-  const int64_t H = a.n.H, across = ceil_div(H, kColumns);
+  const int64_t H = a.n.H, across = tiles_of(H, kColumns);
   const int64_t column = blockIdx.x % across * kColumns;
   const BlockRows rows(tree, plan, blockIdx.x / across);
   const auto* weight = static_cast<const Data*>(a.weight);
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     };
     weights.fetch(of_row, H - column, aligned);
   };
-  Product::template run<Values>(s.product, ceil_div(rows.rows(), Product::kDepth), prepare, fetch);
+  Product::template run<Values>(s.product, tiles_of(rows.rows(), Product::kDepth), prepare, fetch);
   Product::each(s.product, [&](int m, int n, W sum) {
     const int64_t t = rows.first + m, h = column + n;
     if (t >= plan.N || h >= H) return;
@@ -55,8 +56,10 @@ struct RowBlock {
   MetRow met[kBlock];
   int32_t begin, end;
 
-  // All threads of the CTA; the caller synchronises after it.
-  __device__ void load(const MetRow* from, int64_t first, int64_t R) {
+  // All threads of the CTA; the caller synchronises after it. begin is a multiple of `step`: how
+  // tokens are grouped in sums, and so the sums' bits, does not depend on what other rows there
+  // are.
+  __device__ void load(const MetRow* from, int64_t first, int64_t R, int step) {
     if (threadIdx.x < kBlock) {
       const int64_t row = first + threadIdx.x;
       met[threadIdx.x] = {-1, 0, 0, 0};
@@ -70,13 +73,14 @@ struct RowBlock {
       if (begin == end || one.begin < begin) begin = one.begin;
       if (one.end > end) end = one.end;
     }
+    begin = begin / step * step;
   }
 };
 
 // Grid: blocks of rows x columns.
 template <class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
-    softmax_weight_grad(SoftmaxBackward a, SoftmaxGpuPlan plan, const MetRow* met) {
+    softmax_weight_grad(SoftmaxBackward a, SoftmaxGpuPlan plan, const MetRow* met, int64_t R) {
   using W = Wide<Data>;
   using Product = SoftmaxProduct<Data, false>;
   using Values = ValueCourier<Data, Product::kDepth, true>;
@@ -87,9 +91,9 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     W grad[Product::kDepth];
   };
   auto& s = shared_memory<Shared>();
-  const int64_t H = a.n.H, across = ceil_div(H, kColumns);
+  const int64_t H = a.n.H, across = tiles_of(H, kColumns);
   const int64_t column = blockIdx.x % across * kColumns, first = blockIdx.x / across * kBlock;
-  s.rows.load(met, first, a.n.R);
+  s.rows.load(met, first, R, Product::kDepth);
   __syncthreads();
   const auto* x = static_cast<const Data*>(a.input);
   const auto* saved = static_cast<const W*>(a.saved);
@@ -111,10 +115,10 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     };
     tokens.fetch(of_token, H - column, aligned);
   };
-  const int64_t steps = ceil_div(s.rows.end - s.rows.begin, Product::kDepth);
+  const int64_t steps = tiles_of(s.rows.end - s.rows.begin, Product::kDepth);
   Product::template run<Values>(s.product, steps, prepare, fetch);
   Product::each(s.product, [&](int m, int n, W sum) {
-    if (first + m >= a.n.R || column + n >= H) return;
+    if (first + m >= R || column + n >= H) return;
     round_to(static_cast<Data*>(a.dweight)[(first + m) * H + column + n], sum);
   });
 }
@@ -124,7 +128,7 @@ constexpr int kBiasShares = 16;  // threads that share a row's sum: torch sums a
 // Grid: blocks of rows.
 template <class Data>
 __global__ void __launch_bounds__(kBlock* kBiasShares)
-    softmax_bias_grad(SoftmaxBackward a, SoftmaxGpuPlan plan, const MetRow* met) {
+    softmax_bias_grad(SoftmaxBackward a, SoftmaxGpuPlan plan, const MetRow* met, int64_t R) {
   using W = Wide<Data>;
   struct Shared {
     W sum[kBiasShares][kBlock];
@@ -133,7 +137,7 @@ __global__ void __launch_bounds__(kBlock* kBiasShares)
   const int m = threadIdx.x % kBlock, share = threadIdx.x / kBlock;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kBlock + m;
   W sum = 0;
-  if (row < a.n.R) {
+  if (row < R) {
     const MetRow mine = met[row];
     for (int64_t t = mine.begin + share; t < mine.end; t += kBiasShares) {
       sum += static_cast<const W*>(a.saved)[t * plan.path_rows + mine.column] *
@@ -145,7 +149,7 @@ __global__ void __launch_bounds__(kBlock* kBiasShares)
     __syncthreads();
     if (share < n) s.sum[share][m] += s.sum[share + n][m];
   }
-  if (share == 0 && row < a.n.R) round_to(static_cast<Data*>(a.dbias)[row], s.sum[0][m]);
+  if (share == 0 && row < R) round_to(static_cast<Data*>(a.dbias)[row], s.sum[0][m]);
 }
 
 }  // namespace cuda

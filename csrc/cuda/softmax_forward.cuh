@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
       weights.fetch(of_row, H - h, aligned);
     };
     using Tokens = GatherCourier<Data, kBlock, Product::kDepth>;
-    Product::template run<Tokens>(s.product, ceil_div(H, Product::kDepth), prepare, fetch);
+    Product::template run<Tokens>(s.product, tiles_of(H, Product::kDepth), prepare, fetch);
     Product::each(s.product, [&](int m, int n, W sum) {
       const MetRow& met = s.met[n];
       const int64_t t = rows.first + m;

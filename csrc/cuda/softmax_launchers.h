@@ -11,17 +11,17 @@ const char* plan_softmax(const SoftmaxTree&, const SoftmaxTargets&, const Softma
                          void* workspace, void* stream);
 size_t plan_softmax_bytes(int64_t N);
 
-// Where every weight row is in the plan, into the workspace.
-const char* meet_rows(const SoftmaxSizes&, const SoftmaxTree&, const SoftmaxGpuPlan&,
+// Where the weight rows are in the plan, into the workspace.
+const char* meet_rows(const SoftmaxRows&, const SoftmaxTree&, const SoftmaxGpuPlan&,
                       void* workspace, void* stream);
-size_t meet_rows_bytes(int64_t R);
+size_t meet_rows_bytes(int64_t rows);
 
 template <DType kType>
 struct SoftmaxLaunch {
   static const char* forward(const SoftmaxForward&, const SoftmaxTree&, const SoftmaxGpuPlan&,
                              void* stream);
   static const char* backward(const SoftmaxBackward&, const SoftmaxTree&, const SoftmaxGpuPlan&,
-                              void* workspace, void* stream);
+                              const SoftmaxRows&, void* workspace, void* stream);
 };
 
 }  // namespace cuda

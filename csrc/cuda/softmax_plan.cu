@@ -171,14 +171,15 @@ __global__ void __launch_bounds__(kBlock) softmax_block_rows(SoftmaxTree tree, S
     p.prefix[t * p.depth + level] = sum += rows_of(level);
 }
 
-// Of every weight row: where its logits are, and which tokens have any. Grid: rows.
+// Of weight rows: where their logits are, and which tokens have any. Grid: rows.
 __global__ void __launch_bounds__(256)
-    softmax_met_rows(int64_t R, SoftmaxTree tree, SoftmaxGpuPlan plan, MetRow* met) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (row >= R) return;
+    softmax_met_rows(SoftmaxRows rows, SoftmaxTree tree, SoftmaxGpuPlan plan, MetRow* met) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= rows.count) return;
+  const int64_t row = rows.index == nullptr ? i : rows.index[i];
   const int64_t node = first_above(tree.node_rows, plan.nodes + 1, row) - 1;
   const auto column = static_cast<int32_t>(plan.column[node] + row - tree.node_rows[node]);
-  met[row] = {static_cast<int32_t>(row), column, plan.begin[node], plan.end[node]};
+  met[i] = {static_cast<int32_t>(row), column, plan.begin[node], plan.end[node]};
 }
 
 // Scratch memory of the sort.
@@ -205,8 +206,8 @@ const char* plan_softmax(const SoftmaxTree& tree, const SoftmaxTargets& targets,
   Pieces pieces{static_cast<char*>(workspace)};
   const auto buffers = SortBuffers::in(pieces, plan.N);
   const int64_t all = plan.N > plan.nodes ? plan.N : plan.nodes;
-  FRNN_TRY(launch(softmax_keys, ceil_div(all, kSortThreads), kSortThreads, stream, tree, targets,
-                  plan, buffers.key[0]));
+  FRNN_TRY(start(softmax_keys, ceil_div(all, kSortThreads), kSortThreads, stream, tree, targets,
+                 plan, buffers.key[0]));
   if (plan.N == 0) return nullptr;
   const int64_t ctas = ceil_div(plan.N, kSortThreads);
   SortPass pass = {static_cast<int32_t>(plan.N),
@@ -221,16 +222,16 @@ const char* plan_softmax(const SoftmaxTree& tree, const SoftmaxTargets& targets,
     const bool last = tree.words >> pass.shift < kDigits;
     pass.key_out = last ? plan.rank : buffers.key[turn];
     pass.token_out = last ? plan.order : buffers.token[turn];
-    FRNN_TRY(launch(softmax_sort_count, ctas, kSortThreads, stream, pass));
-    FRNN_TRY(launch(softmax_scan, 1, kScanThreads, stream, kDigits * ctas, pass.counts));
-    FRNN_TRY(launch(softmax_sort_scatter, ctas, kSortThreads, stream, pass));
+    FRNN_TRY(start(softmax_sort_count, ctas, kSortThreads, stream, pass));
+    FRNN_TRY(start(softmax_scan, 1, kScanThreads, stream, kDigits * ctas, pass.counts));
+    FRNN_TRY(start(softmax_sort_scatter, ctas, kSortThreads, stream, pass));
     if (last) break;
     pass.key = pass.key_out;
     pass.token = pass.token_out;
     pass.shift += kDigitBits;
   }
-  FRNN_TRY(launch(softmax_walk, ceil_div(plan.N, 128), 128, stream, tree, plan));
-  return launch(softmax_block_rows, ceil_div(plan.N, kBlock), kBlock, stream, tree, plan);
+  FRNN_TRY(start(softmax_walk, ceil_div(plan.N, 128), 128, stream, tree, plan));
+  return start(softmax_block_rows, ceil_div(plan.N, kBlock), kBlock, stream, tree, plan);
 }
 
 #undef FRNN_TRY
@@ -241,13 +242,14 @@ size_t plan_softmax_bytes(int64_t N) {
   return pieces.used;
 }
 
-const char* meet_rows(const SoftmaxSizes& n, const SoftmaxTree& tree, const SoftmaxGpuPlan& plan,
-                      void* workspace, void* stream) {
-  return launch(softmax_met_rows, ceil_div(n.R, 256), 256, static_cast<cudaStream_t>(stream), n.R,
-                tree, plan, static_cast<MetRow*>(workspace));
+const char* meet_rows(const SoftmaxRows& rows, const SoftmaxTree& tree, const SoftmaxGpuPlan& plan,
+                      void* workspace, void* to) {
+  if (rows.count == 0) return nullptr;
+  return start(softmax_met_rows, ceil_div(rows.count, 256), 256, static_cast<cudaStream_t>(to),
+               rows, tree, plan, static_cast<MetRow*>(workspace));
 }
 
-size_t meet_rows_bytes(int64_t R) { return R * sizeof(MetRow); }
+size_t meet_rows_bytes(int64_t rows) { return rows * sizeof(MetRow); }
 
 }  // namespace cuda
 }  // namespace fusedrnn

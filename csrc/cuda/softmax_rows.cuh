@@ -8,6 +8,16 @@ namespace cuda {
 
 constexpr int kBlock = 32;  // sorted tokens of one CTA
 
+// Null, or what is wrong.
+template <class... P, class... A>
+const char* start(void (*kernel)(P...), int64_t ctas, int threads, cudaStream_t stream,
+                  const A&... args) {
+  return launch(kernel, ctas, threads, stream, args...);
+}
+
+// How many tiles of a size cover n.
+__device__ inline int64_t tiles_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
 // The first of values[0 .. n) that is above x, or n.
 template <class T>
 __device__ inline int64_t first_above(const T* values, int64_t n, int64_t x) {

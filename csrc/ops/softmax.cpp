@@ -185,11 +185,12 @@ std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Ten
   return {log_prob, words, rows};
 }
 
-// rows: those of dweight and dbias when they are sparse, else nothing.
+// rows: those of dweight and dbias when they are sparse, else nothing; only GPUs are told which.
 std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
     Tensor grad, Tensor input, Tensor weight, Tensor target, Tensor leaf_rank, Tensor node_rows,
     Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved, Tensor /*plan*/,
-    int64_t ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse) {
+    int64_t ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse,
+    Maybe /*met*/) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
   const SoftmaxSizes n = sizes(input, weight);

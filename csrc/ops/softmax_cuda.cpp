@@ -65,9 +65,6 @@ struct Call {
         guard(input.get_device_index()) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
   }
-  Tensor workspace(const Tensor& like, bool backward) const {
-    return allocate(like, {int64_t(cuda_softmax_workspace(n, backward))}, ScalarType::Byte);
-  }
 };
 
 void check_matrices(const Tensor& input, const Tensor& weight) {
@@ -104,7 +101,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_forward(
   Tensor output = allocate(input, {N}, wide), objective = allocate(input, {plain ? 0 : N}, wide);
   Tensor saved = allocate(input, {N, path_rows}, wide);
   Tensor plan = allocate(input, {SoftmaxGpuPlan::size(N, tree.view.nodes, depth)}, ScalarType::Int);
-  Tensor workspace = call.workspace(input, false);
+  Tensor workspace =
+      allocate(input, {int64_t(cuda_softmax_forward_workspace(N))}, ScalarType::Byte);
   succeed(cuda_softmax_forward(
       {call.n, label_smoothing, z_loss, input.const_data_ptr(), weight.const_data_ptr(), data(bias),
        output.mutable_data_ptr(), plain ? nullptr : objective.mutable_data_ptr(),
@@ -117,36 +115,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_forward(
           allocate(input, {0}, ScalarType::Int)};
 }
 
+// met: the rows of sparse gradients, in order; none: all.
 std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
     Tensor grad, Tensor input, Tensor weight, Tensor target, Tensor leaf_rank, Tensor node_rows,
     Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved, Tensor plan,
-    int64_t, bool need_input, bool need_weight, bool need_bias, bool sparse) {
+    int64_t, bool need_input, bool need_weight, bool need_bias, bool sparse, Maybe met) {
   check_matrices(input, weight);
-  STD_TORCH_CHECK(!sparse, "fusedrnn: the CUDA kernels make dense gradients");
+  STD_TORCH_CHECK(sparse == met.has_value(),
+                  "fusedrnn: on a GPU sparse gradients need their rows, and dense ones have none");
   const Call call(input, weight);
   const Checked checked(input);
-  const int64_t N = call.n.N, H = call.n.H, R = call.n.R;
+  const int64_t N = call.n.N, H = call.n.H;
   const ScalarType wide = state_dtype(input);
   input = checked(input, "input", {N, H});
-  weight = checked(weight, "weight", {R, H});
+  weight = checked(weight, "weight", {call.n.R, H});
   grad = checked(grad, "grad", {N}, wide);
   STD_TORCH_CHECK(saved.dim() == 2, "fusedrnn: saved must be what forward returned");
   saved = checked(saved, "saved", {N, saved.size(1)}, wide);
-  const Tree tree(checked, leaf_rank, node_rows, node_branches, branch_leaf, branch_node, R);
+  if (sparse) met = checked(*met, "met", {met->numel()}, ScalarType::Long);
+  const Tree tree(checked, leaf_rank, node_rows, node_branches, branch_leaf, branch_node, call.n.R);
   const int64_t M = tree.view.nodes, depth = N == 0 ? 1 : (plan.numel() - 3 * M - 2 * N) / (3 * N);
   plan = checked(plan, "plan", {SoftmaxGpuPlan::size(N, M, depth)}, ScalarType::Int);
 
+  const int64_t R = sparse ? met->numel() : call.n.R;
   Tensor dinput = allocate(input, {need_input ? N : 0, H});
   Tensor dweight = allocate(weight, {need_weight ? R : 0, H});
   Tensor dbias = allocate(weight, {need_bias ? R : 0});
-  Tensor workspace = call.workspace(input, true);
+  Tensor workspace =
+      allocate(input, {int64_t(cuda_softmax_backward_workspace(R))}, ScalarType::Byte);
   succeed(cuda_softmax_backward(
       {call.n, grad.const_data_ptr(), input.const_data_ptr(), weight.const_data_ptr(),
-       saved.const_data_ptr(), false, need_input ? dinput.mutable_data_ptr() : nullptr,
+       saved.const_data_ptr(), sparse, need_input ? dinput.mutable_data_ptr() : nullptr,
        need_weight ? dweight.mutable_data_ptr() : nullptr,
        need_bias ? dbias.mutable_data_ptr() : nullptr},
-      tree.view, view_plan(plan, N, M, depth, saved.size(1)), workspace.mutable_data_ptr(),
-      call.stream));
+      tree.view, view_plan(plan, N, M, depth, saved.size(1)),
+      {R, static_cast<const int64_t*>(data(met))}, workspace.mutable_data_ptr(), call.stream));
   return {dinput, dweight, dbias, allocate(target, {0})};
 }
 

@@ -76,7 +76,7 @@ std::optional<std::string> forward(const std::string& dtype, const Sizes& sizes,
   const Call c{pointers, sizes};
   const SoftmaxForward a{c.n(dtype), smoothing,   z_loss,         c("input"), c("weight"),
                          c("bias"),  c("output"), c("objective"), c("saved")};
-  return in_order(order, cuda_softmax_workspace(a.n, false), [&](void* workspace) {
+  return in_order(order, cuda_softmax_forward_workspace(a.n.N), [&](void* workspace) {
     const SoftmaxTargets targets{c.longs("target"), c.of("ignored")};
     return cuda_softmax_forward(a, c.tree(), targets, c.plan(), workspace, nullptr);
   });
@@ -87,8 +87,9 @@ std::optional<std::string> backward(const std::string& dtype, const Sizes& sizes
   const Call c{pointers, sizes};
   const SoftmaxBackward a{c.n(dtype), c("grad"),   c("input"),   c("weight"), c("saved"),
                           false,      c("dinput"), c("dweight"), c("dbias")};
-  return in_order(order, cuda_softmax_workspace(a.n, true), [&](void* workspace) {
-    return cuda_softmax_backward(a, c.tree(), c.plan(), workspace, nullptr);
+  const SoftmaxRows rows{c.of("rows"), c.longs("rows")};
+  return in_order(order, cuda_softmax_backward_workspace(rows.count), [&](void* workspace) {
+    return cuda_softmax_backward(a, c.tree(), c.plan(), rows, workspace, nullptr);
   });
 }
 

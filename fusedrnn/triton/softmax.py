@@ -98,7 +98,7 @@ def _operands(input: Tensor, weight: Tensor, tree: Tree) -> tuple[Tensor, Tensor
 
 def _make_plan(target: Tensor, ignored: int, tree: Tree, depth: int) -> Tensor:
     """Sort the tokens by leaf, send each down its path, and count the rows that blocks meet."""
-    from .softmax_kernels import walk
+    from .softmax_kernels import softmax_walk
 
     N, V, M = len(target), len(tree.leaf_rank), len(tree.node_rows) - 1
     plan = torch.zeros(plan_size(N, M, depth), dtype=torch.int32, device=target.device)
@@ -111,7 +111,7 @@ def _make_plan(target: Tensor, ignored: int, tree: Tree, depth: int) -> Tensor:
     rank, order = torch.where(is_ignored, V, leaf).sort(stable=True)
     p.rank.copy_(rank)
     p.order.copy_(order)
-    walk[(-(-N // TOKENS),)](
+    softmax_walk[(-(-N // TOKENS),)](
         *(p.rank, p.path, p.branch, p.begin, p.end, p.column),
         *(tree.node_rows, tree.node_branches, tree.branch_leaf, tree.branch_node),
         *(N, V, depth, len(tree.branch_leaf).bit_length()),
@@ -174,11 +174,11 @@ def _score(
     p: _Plan, input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, saved: Tensor
 ) -> None:
     """The logits of all rows on the tokens' paths."""
-    from .softmax_kernels import logits
+    from .softmax_kernels import softmax_logits
 
     (N, H), path_rows = input.shape, saved.shape[1]
     shares = min(SHARES, -(-min(len(weight), TOKENS * path_rows) // ROWS))
-    logits[(-(-N // TOKENS) * shares,)](
+    softmax_logits[(-(-N // TOKENS) * shares,)](
         *(input, weight, bias, saved, p.order, p.path, p.prefix, p.begin, p.end, p.column),
         *(tree.node_rows, N, H, p.depth, path_rows, shares, p.steps),
         **_constants(input, BT=TOKENS, BR=ROWS),
@@ -197,9 +197,9 @@ def _descend(
     """log p and the objective; logits become derivatives."""
     import triton.language as tl
 
-    from .softmax_kernels import paths
+    from .softmax_kernels import softmax_paths
 
-    paths[(len(output),)](
+    softmax_paths[(len(output),)](
         *(saved, output, objective, p.order, p.path, p.branch, p.column, tree.node_rows),
         *(p.depth, saved.shape[1]),
         SMOOTHING=label_smoothing,
@@ -226,13 +226,17 @@ def softmax_backward(
     need_weight: bool,
     need_bias: bool,
     sparse: bool,
+    met: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``fusedrnn::hierarchical_softmax_backward.triton``."""
-    if sparse:
-        raise RuntimeError("fusedrnn: the Triton kernels make dense gradients")
+    if sparse != (met is not None):
+        raise RuntimeError(
+            "fusedrnn: on a GPU sparse gradients need their rows, and dense ones have none"
+        )
     tree = Tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node)
     input, weight, tree = _operands(input, weight, tree)
-    (N, H), R, wide = input.shape, len(weight), state_dtype(input.dtype)
+    (N, H), wide = input.shape, state_dtype(input.dtype)
+    R = len(weight) if met is None else len(met)
     M = len(node_rows) - 1
     grad = _checked(input, "grad", grad, (N,), wide)
     saved = _checked(input, "saved", saved, (N, saved.shape[-1]), wide)
@@ -247,17 +251,17 @@ def softmax_backward(
             _input_grad(p, grad, weight, saved, dinput, tree)
         if dweight.numel() or dbias.numel():
             given = [t if t.numel() else None for t in (dweight, dbias)]
-            _weight_grad(p, grad, input, saved, *given, tree, R)
+            _weight_grad(p, grad, input, saved, *given, tree, len(weight), met)
     return dinput, dweight, dbias, target.new_empty(0)
 
 
 def _input_grad(
     p: _Plan, grad: Tensor, weight: Tensor, saved: Tensor, dinput: Tensor, tree: Tree
 ) -> None:
-    from .softmax_kernels import input_grad
+    from .softmax_kernels import softmax_input_grad
 
     N, H = dinput.shape
-    input_grad[(-(-N // TOKENS) * -(-H // COLUMNS),)](
+    softmax_input_grad[(-(-N // TOKENS) * -(-H // COLUMNS),)](
         *(grad, weight, saved, dinput, p.order, p.rank, p.path, p.prefix, p.begin, p.end),
         *(p.column, tree.node_rows, N, len(tree.leaf_rank), H, p.depth, saved.shape[1], p.steps),
         **_constants(weight, BT=TOKENS, BH=COLUMNS),
@@ -273,16 +277,19 @@ def _weight_grad(
     dbias: Tensor | None,
     tree: Tree,
     R: int,
+    met: Tensor | None,
 ) -> None:
-    from .softmax_kernels import weight_grad
+    from .softmax_kernels import softmax_weight_grad
 
     H = input.shape[1]
     nodes = torch.arange(len(tree.node_rows) - 1, device=input.device)
     owner = nodes.repeat_interleave(tree.node_rows.diff(), output_size=R)
+    if met is not None:
+        R = len(met)
     across = 1 if dweight is None else -(-H // COLUMNS)
-    weight_grad[(-(-R // WEIGHT_ROWS) * across,)](
+    softmax_weight_grad[(-(-R // WEIGHT_ROWS) * across,)](
         *(grad, input, saved, dweight, dbias, p.order, p.begin, p.end, p.column),
-        *(tree.node_rows, owner, R, H, saved.shape[1]),
+        *(tree.node_rows, owner, met, R, H, saved.shape[1]),
         **_constants(input, BR=WEIGHT_ROWS, BH=COLUMNS),
     )
 

@@ -24,7 +24,7 @@ def first_above(p, o_low, n, x, steps):
 
 
 @triton.jit(do_not_specialize=["N", "V", "depth", "steps"])
-def walk(
+def softmax_walk(
     rank, path, branch, begin, end, column, node_rows, node_branches, branch_leaf, branch_node,
     N, V, depth, steps, BT: tl.constexpr,
 ):  # fmt: skip
@@ -77,7 +77,7 @@ def met_rows(path, prefix, begin, end, column, node_rows, o_entry, entries, o_k,
 
 
 @triton.jit(do_not_specialize=["N", "depth", "path_rows", "shares", "steps"])
-def logits(
+def softmax_logits(
     input, weight, bias, saved, order, path, prefix, begin, end, column, node_rows,
     N, H, depth, path_rows, shares, steps,
     ACC: tl.constexpr, BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
@@ -120,7 +120,7 @@ def log1p(x):
 
 
 @triton.jit(do_not_specialize=["depth", "path_rows"])
-def paths(
+def softmax_paths(
     saved, output, objective, order, path, branch, column, node_rows, depth, path_rows,
     SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, ACC: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -167,8 +167,8 @@ def paths(
                 tl.debug_barrier()  # every warp has read the target's logit
                 for c in range(0, k, BC):
                     o_c = c + tl.arange(0, BC)
-                    z = tl.load(p_z + o_c, mask=o_c < k, other=0.0) - M
-                    means += tl.where(o_c < k, z / k.to(ACC), 0.0)
+                    z = tl.where(o_c < k, tl.load(p_z + o_c, mask=o_c < k, other=0.0) - M, 0.0)
+                    means += z / k.to(ACC)
                     slope = share - tl.exp(z) * scale
                     slope += tl.where(o_c == j_target, zero + (1 - SMOOTHING), zero)
                     tl.store(p_z + o_c, slope, mask=o_c < k)
@@ -183,7 +183,7 @@ def paths(
 
 
 @triton.jit(do_not_specialize=["N", "V", "depth", "path_rows", "steps"])
-def input_grad(
+def softmax_input_grad(
     grad, weight, saved, dinput, order, rank, path, prefix, begin, end, column, node_rows,
     N, V, H, depth, path_rows, steps,
     ACC: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
@@ -223,19 +223,23 @@ def input_grad(
 
 
 @triton.jit(do_not_specialize=["R", "path_rows"])
-def weight_grad(
-    grad, input, saved, dweight, dbias, order, begin, end, column, node_rows, owner,
+def softmax_weight_grad(
+    grad, input, saved, dweight, dbias, order, begin, end, column, node_rows, owner, met,
     R, H, path_rows,
     ACC: tl.constexpr, BR: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """dw_r = sum_t G[t, r] d_t x_t, db_r = sum_t G[t, r] d_t. Grid: blocks of rows x columns.
 
-    ``owner`` [R] is the node of each row. Either result may be None.
+    ``owner`` is the node of each row of the weight, ``met`` [R] which rows these are (None: all).
+    Either result may be None.
     """
     across = tl.cdiv(H, BH) if dweight is not None else 1
-    row = tl.program_id(0).to(tl.int64) // across * BR + tl.arange(0, BR)
-    m_r = row < R
+    o_r = tl.program_id(0).to(tl.int64) // across * BR + tl.arange(0, BR)
+    m_r = o_r < R
+    row = o_r
+    if met is not None:
+        row = tl.load(met + o_r, mask=m_r, other=0)
     o_h = tl.program_id(0) % across * BH + tl.arange(0, BH)
     m_h = o_h < H
     node = tl.load(owner + row, mask=m_r, other=0)
@@ -243,9 +247,10 @@ def weight_grad(
     t_end = tl.load(end + node, mask=m_r, other=0)
     first = tl.load(node_rows + node, mask=m_r, other=0)
     col = tl.load(column + node, mask=m_r, other=0) + row - first
-    met = t_begin < t_end
-    t_first = tl.min(tl.where(met, t_begin, 2147483647), 0)
-    t_last = tl.max(tl.where(met, t_end, 0), 0)
+    some = t_begin < t_end
+    t_last = tl.max(tl.where(some, t_end, 0), 0)
+    # A multiple of BK: how sums group the tokens does not depend on what other rows there are.
+    t_first = tl.min(tl.where(some, t_begin, t_last), 0) // BK * BK
     acc = tl.zeros([BR, BH], ACC)
     sums = tl.zeros([BR], ACC)
     for k in range(t_first, t_last, BK):
@@ -263,8 +268,8 @@ def weight_grad(
             b_x = tl.load(p_x, mask=m_t[:, None] & m_h[None, :], other=0.0)  # [BK, BH]
             acc = dot(b_g, b_x, acc, PRECISION, UPCAST)
     if dweight is not None:
-        p_dw = dweight + row[:, None] * H + o_h[None, :]
+        p_dw = dweight + o_r[:, None] * H + o_h[None, :]
         tl.store(p_dw, acc.to(dweight.dtype.element_ty), mask=m_r[:, None] & m_h[None, :])
     if dbias is not None:
         m_b = m_r & (tl.program_id(0) % across == 0)
-        tl.store(dbias + row, sums.to(dbias.dtype.element_ty), mask=m_b)
+        tl.store(dbias + o_r, sums.to(dbias.dtype.element_ty), mask=m_b)
