@@ -242,7 +242,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         if self.word_rank is not None:
             tree = tree._replace(leaf_rank=self.word_rank)
         grad = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if not grad and softmax_score.serving(x) != "reference":
+        if not grad and softmax_score.scoring(x) == "cpu":
             return self._log_prob_in_blocks(x, cast, tree), dtype
         with torch.autocast(x.device.type, enabled=False):
             logits = [self._head_logits(x, cast)]

@@ -78,25 +78,36 @@ class LogSoftmax(torch.autograd.Function):
 
 
 def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
-    """For each backend, why it cannot score all words or search on such tensors, or None.
+    """For each backend, why it cannot score all words on such tensors, or None.
 
     Args:
         device: the type of device the tensors are on, as ``torch.device.type``.
         dtype: that of input and weight.
     """
-    gpu = "no kernel that scores all words or searches is written for it yet"
+    triton = "no Triton kernel that scores all words is written yet"
+    return softmax_limits(device, dtype) | {"triton": triton}
+
+
+def search_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
+    """Likewise of ``topk`` and ``sample``."""
+    gpu = "no GPU kernel that searches or samples is written yet"
     return softmax_limits(device, dtype) | {"cuda": gpu, "triton": gpu}
 
 
-def serving(input: Tensor) -> str:
-    """The backend that serves calls with such an input."""
+def scoring(input: Tensor) -> str:
+    """The backend that scores all words for such an input."""
     device = input.device.type
     return _backend.choose(device, score_limits(device, input.dtype))[0]
 
 
+def _searching(input: Tensor) -> str:
+    device = input.device.type
+    return _backend.choose(device, search_limits(device, input.dtype))[0]
+
+
 def log_prob_of_logits(logits: Tensor, tree: Tree, depth: int) -> Tensor:
     """From the logits of all rows ``[N, R]``, float32 or float64, to ``[N, V]``."""
-    if serving(logits) == "reference":
+    if scoring(logits) == "reference":
         return softmax_reference.log_prob_of_logits(logits, tree, depth)
     if torch.is_grad_enabled() and logits.requires_grad:
         return LogSoftmax.apply(logits, *tree)
@@ -143,7 +154,7 @@ def topk(
 
     The third, ``[N]``, is how many rows of the weight were needed.
     """
-    if serving(input) == "reference":
+    if _searching(input) == "reference":
         every = softmax_reference.log_prob(input, weight, bias, tree, depth)
         rows = tree.leaf_rank.new_full((len(input),), weight.shape[0])
         return *softmax_reference.topk(every, k), rows
@@ -165,7 +176,7 @@ def draw(
 
     All logits are multiplied by ``scale``.
     """
-    if serving(input) == "reference":
+    if _searching(input) == "reference":
         z = scale * softmax_reference.logits(input, weight, bias)
         every = softmax_reference.log_prob_of_logits(z, tree, depth)
         words = softmax_reference.draw(every, tree, uniform)

@@ -34,7 +34,9 @@ LOSS = ("logits", "paths", "input_grad", "weight_grad", "bias_grad")
 
 def expected() -> set[tuple[str, str, str]]:
     """(kernel, cell, dtype) of all that the registry asks for."""
-    keys = {(f"softmax_{name}", "-", "-") for name in PLAN}
+    keys = {(f"softmax_{name}", "-", "-") for name in (*PLAN, "upward")}
+    wide, whole = ("float64", "float32"), ("whole_forward", "whole_backward")
+    keys |= {(f"softmax_{name}", "-", dtype) for name in whole for dtype in wide}
     for dtype in kernel_table.DTYPES.values():
         keys |= {("load_state", "-", dtype), ("store_state", "-", dtype)}
         keys |= {(f"softmax_{name}", "-", dtype) for name in LOSS}
@@ -111,4 +113,4 @@ ptxas info    : Used 8 registers, used 0 barriers, 380 bytes cmem[0]
 def test_there_is_a_source_for_every_dtype():
     shorts = ("f64", "f32", "bf16", "f16")
     expected = {f"{op}_{short}" for op in ("sequence", "softmax") for short in shorts}
-    assert {p.stem for p in SOURCES.glob("*.cu")} == expected | {"softmax_plan"}
+    assert {p.stem for p in SOURCES.glob("*.cu")} == expected | {"softmax_plan", "softmax_whole"}

@@ -262,6 +262,47 @@ def test_sparse_gradients_are_rows_of_the_dense_ones(on_host, name, dtype):
         assert torch.equal(some.to_dense(), full)
 
 
+def whole(layer, logits, grad=None, order=0):
+    """The log-probabilities of all words, or the gradient of the logits."""
+    (N, R), tree = logits.shape, layer._tree()
+    V, M = len(tree.leaf_rank), len(tree.node_rows) - 1
+    given = {"input": logits, "logits": logits, "grad": grad} | tree._asdict()
+    made = {"out": ((N, V if grad is None else R), logits.dtype)}
+    sizes = {"N": N, "H": 0, "R": R, "V": V, "M": M}
+    return Host(order).call("log_softmax", sizes, given, made)["out"]
+
+
+WHOLE = TREES | {
+    "one-large-class": lambda: Hierarchy.from_clusters([1] * 200 + [0, 2]),
+    "huffman-1500": lambda: Hierarchy.huffman(zipf(1500)),
+    "balanced": lambda: Hierarchy.balanced(700, 3),
+    "long-chain": lambda: Hierarchy.huffman(fibonacci(80)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("tree", WHOLE.values(), ids=WHOLE)
+def test_all_words(tree, dtype):
+    layer, _, _ = problem(tree(), 1, 1)
+    tree, rows = layer.hierarchy, layer.hierarchy.rows
+    z = torch.randn(3, rows, dtype=dtype, requires_grad=True)
+    results = []
+    for logits in (z, z.detach().double().requires_grad_()):
+        every = softmax_reference.log_prob_of_logits(logits, layer._tree(), tree.depth)
+        grad = torch.randn(every.shape, generator=torch.Generator().manual_seed(1)).to(every)
+        results.append((every, torch.autograd.grad(every, logits, grad)[0]))
+    ours = whole(layer, z.detach()), whole(layer, z.detach(), grad.to(dtype))
+    check_exact(ours, *results, dtype, "log-probabilities and gradient")
+
+
+def test_all_words_in_any_order_of_threads():
+    layer, _, _ = problem(Hierarchy.classes(zipf(900)), 1, 1)
+    z, grad = torch.randn(4, layer.hierarchy.rows), torch.randn(4, 900)
+    first, *others = [(whole(layer, z, order=o), whole(layer, z, grad, o)) for o in (0, 1, 77)]
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_large_logits_and_masked_words(on_host, scale):
     layer, x, target = problem(Hierarchy.from_clusters([0] * 6 + [1] * 9 + [2]), 40, 4)

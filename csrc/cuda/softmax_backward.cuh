@@ -13,7 +13,7 @@ namespace cuda {
 
 // Grid: blocks of tokens x columns.
 template <class Data>
-__global__ void __launch_bounds__(kThreads, kCtas<Data>)
+__global__ void __launch_bounds__(kThreads, kProductCtas<Data>)
     softmax_input_grad(SoftmaxBackward a, SoftmaxTree tree, SoftmaxGpuPlan plan) {
   using W = Wide<Data>;
   using Product = SoftmaxProduct<Data, false>;
@@ -79,7 +79,7 @@ struct RowBlock {
 
 // Grid: blocks of rows x columns.
 template <class Data>
-__global__ void __launch_bounds__(kThreads, kCtas<Data>)
+__global__ void __launch_bounds__(kThreads, kProductCtas<Data>)
     softmax_weight_grad(SoftmaxBackward a, SoftmaxGpuPlan plan, const MetRow* met, int64_t R) {
   using W = Wide<Data>;
   using Product = SoftmaxProduct<Data, false>;

@@ -3,9 +3,8 @@
 // With label smoothing e and z-loss c, for k rows (softmax.h has the objective):
 //   d objective / dz_j = (1 - e) 1[j = target] + e / k - p_j (1 + 2 c lse)
 #pragma once
-#include <cmath>
-
 #include "softmax_product.cuh"
+#include "softmax_reduce.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -16,7 +15,7 @@ constexpr int kRowShares = 32;
 
 // saved[t, column] = W x + b. Grid: blocks of tokens x shares of the rows they meet.
 template <class Data>
-__global__ void __launch_bounds__(kThreads, kCtas<Data>)
+__global__ void __launch_bounds__(kThreads, kProductCtas<Data>)
     softmax_logits(SoftmaxForward a, SoftmaxTree tree, SoftmaxGpuPlan plan, int shares) {
   using W = Wide<Data>;
   using Product = SoftmaxProduct<Data, true>;
@@ -62,31 +61,16 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
   }
 }
 
-constexpr int kPathThreads = 128;
+constexpr int kPathThreads = kReduceThreads;
 
 template <class W>
 struct PathShared {
-  W value[kPathThreads];  // of reductions
+  W reduce[kPathThreads];
   W log_p[kPathThreads], extra[kPathThreads];
   int32_t rows[kPathThreads];
 };
 
-// f(...f(f(v_0, v_1), v_2)...), in a fixed order, for all threads.
-template <class W, class F>
-__device__ inline W reduced(W (&buffer)[kPathThreads], W mine, F f) {
-  __syncthreads();
-  buffer[threadIdx.x] = mine;
-  for (int n = kPathThreads / 2; n > 0; n /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < n) {
-      buffer[threadIdx.x] = f(buffer[threadIdx.x], buffer[threadIdx.x + n]);
-    }
-  }
-  __syncthreads();
-  return buffer[0];
-}
-
-// What maximises: its two coefficients.
+// The coefficients of the objective.
 template <class W>
 struct Training {
   W smoothing, z_loss;
@@ -110,22 +94,12 @@ __device__ inline void softmax_node(W* z, int k, int branch, Training<W> t,
                                     W (&buffer)[kPathThreads], W& log_p, W& extra) {
   using std::exp;
   using std::log;
-  const W lowest = -static_cast<W>(INFINITY);
-  W m = lowest, s = 0;
-  for (int j = threadIdx.x; j < k; j += kPathThreads) {
-    const W v = z[j];
-    if (v > m) {
-      s = s * exp(m - v) + 1;
-      m = v;
-    } else if (v != lowest) {  // words masked by their bias add nothing
-      s += exp(v - m);
-    }
-  }
-  const W M = reduced(buffer, m, [](W a, W b) { return a > b ? a : b; });
-  const auto add = [](W a, W b) { return a + b; };
-  const W S = reduced(buffer, s != 0 ? s * exp(m - M) : W(0), add), log_S = log(S), lse = M + log_S;
+  OnlineSum<W> sums;
+  for (int j = threadIdx.x; j < k; j += kPathThreads) sums.add(z[j]);
+  sums.combine(buffer);
+  const W M = sums.top, log_S = log(sums.sum), lse = M + log_S;
   log_p = (z[branch] - M) - log_S;  // z - (M + log S) would round log S away at large logits
-  const W scale = (1 + 2 * t.z_loss * lse) / S, share = t.smoothing / k;
+  const W scale = (1 + 2 * t.z_loss * lse) / sums.sum, share = t.smoothing / k;
   W mean = 0;
   __syncthreads();  // z[branch] has been read
   for (int j = threadIdx.x; j < k; j += kPathThreads) {
@@ -134,7 +108,9 @@ __device__ inline void softmax_node(W* z, int k, int branch, Training<W> t,
     z[j] = (j == branch ? 1 - t.smoothing : W(0)) + share - exp(v) * scale;
   }
   extra = -t.z_loss * lse * lse;
-  if (t.smoothing != 0) extra += t.smoothing * ((reduced(buffer, mean, add) - log_S) - log_p);
+  if (t.smoothing == 0) return;
+  mean = reduced(buffer, mean, [](W a, W b) { return a + b; });
+  extra += t.smoothing * ((mean - log_S) - log_p);
 }
 
 // log p and the objective of one sorted token, its logits into derivatives. Grid: tokens.
@@ -166,7 +142,7 @@ __global__ void __launch_bounds__(kPathThreads)
       const int64_t at = pairs + first + level;
       W node_log_p, node_extra;
       softmax_node(saved + plan.column[plan.path[at]], s.rows[level], plan.branch[at], training,
-                   s.value, node_log_p, node_extra);
+                   s.reduce, node_log_p, node_extra);
       if (i == 0) s.log_p[level] = node_log_p, s.extra[level] = node_extra;
     }
     if (i > 0) continue;

@@ -20,6 +20,10 @@ namespace cuda {
 
 constexpr int kColumns = 64;
 
+// CTAs that an SM must be able to hold: 168 registers a thread, 255 in double.
+template <class Data>
+constexpr int kProductCtas = sizeof(Data) == 8 ? 2 : 3;
+
 template <class Data, bool kByRows>
 struct SoftmaxTiles {
   static constexpr int kDepth = 128 / sizeof(Data);

@@ -153,10 +153,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
   return {dinput, dweight, dbias, allocate(target, {0})};
 }
 
+// The log-probabilities of all words from all logits, or, given grad, the gradient of the logits.
+Tensor log_softmax(Maybe grad, Tensor logits, const Tensor& leaf_rank, const Tensor& node_rows,
+                   const Tensor& node_branches, const Tensor& branch_leaf,
+                   const Tensor& branch_node) {
+  STD_TORCH_CHECK(logits.dim() == 2, "fusedrnn: logits must be [N, rows]");
+  const ScalarType wide = state_dtype(logits);
+  const int64_t N = logits.size(0), R = logits.size(1), V = leaf_rank.numel();
+  const Call call(logits, logits);
+  const Checked checked(logits);
+  logits = checked(logits, "logits", {N, R}, wide);
+  if (grad.has_value()) grad = checked(*grad, "grad", {N, V}, wide);
+  const Tree tree(checked, leaf_rank, node_rows, node_branches, branch_leaf, branch_node, R);
+  Tensor out = allocate(logits, {N, grad.has_value() ? R : V});
+  const LogSoftmax args{
+      N,          call.n.dtype,          1, tree.view, nullptr, logits.const_data_ptr(),
+      data(grad), out.mutable_data_ptr()};
+  Tensor workspace =
+      allocate(logits, {int64_t(cuda_log_softmax_workspace(args))}, ScalarType::Byte);
+  succeed(cuda_log_softmax(args, workspace.mutable_data_ptr(), call.stream));
+  return out;
+}
+
+Tensor log_softmax_forward(Tensor logits, Tensor leaf_rank, Tensor node_rows, Tensor node_branches,
+                           Tensor branch_leaf, Tensor branch_node) {
+  return log_softmax(std::nullopt, logits, leaf_rank, node_rows, node_branches, branch_leaf,
+                     branch_node);
+}
+
+Tensor log_softmax_backward(Tensor grad, Tensor logits, Tensor leaf_rank, Tensor node_rows,
+                            Tensor node_branches, Tensor branch_leaf, Tensor branch_node) {
+  return log_softmax(grad, logits, leaf_rank, node_rows, node_branches, branch_leaf, branch_node);
+}
+
 }  // namespace
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
   m.impl("hierarchical_softmax_forward.native", TORCH_BOX(&fusedrnn::softmax_forward));
   m.impl("hierarchical_softmax_backward.native", TORCH_BOX(&fusedrnn::softmax_backward));
+  m.impl("hierarchical_log_softmax.native", TORCH_BOX(&fusedrnn::log_softmax_forward));
+  m.impl("hierarchical_log_softmax_backward.native", TORCH_BOX(&fusedrnn::log_softmax_backward));
 }

@@ -14,6 +14,7 @@
 #include "../cuda/softmax_f32.cu"
 #include "../cuda/softmax_f64.cu"
 #include "../cuda/softmax_plan.cu"
+#include "../cuda/softmax_whole.cu"
 
 namespace {
 
@@ -93,6 +94,15 @@ std::optional<std::string> backward(const std::string& dtype, const Sizes& sizes
   });
 }
 
+std::optional<std::string> log_softmax(const std::string& dtype, const Sizes& sizes,
+                                       const Pointers& pointers, uint64_t order) {
+  const Call c{pointers, sizes};
+  const LogSoftmax a{c.of("N"), c.n(dtype).dtype, 1,         c.tree(),
+                     nullptr,   c("logits"),      c("grad"), c("out")};
+  return in_order(order, cuda_log_softmax_workspace(a),
+                  [&](void* workspace) { return cuda_log_softmax(a, workspace, nullptr); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(fusedrnn_softmax_host, m) {
@@ -100,4 +110,5 @@ PYBIND11_MODULE(fusedrnn_softmax_host, m) {
   m.def("plan_size", &SoftmaxGpuPlan::size, "How many int32 the plan takes.");
   m.def("forward", forward, "Runs the kernels on pointers named as in csrc/softmax.h.");
   m.def("backward", backward, "Likewise.");
+  m.def("log_softmax", log_softmax, "Likewise; with grad it is the gradient of the logits.");
 }
