@@ -1,7 +1,7 @@
 """Small calls of every CUDA kernel, for compute-sanitizer: ``python -m ... DEVICE``.
 
 Two tiles of rows and of units, rows of unequal length, both directions of time, a projection; the
-loss over two trees.
+loss and all words over two trees.
 """
 
 import sys
@@ -34,6 +34,7 @@ def main(device: str) -> int:
             x = torch.randn(70, 19, device=device, dtype=dtype, requires_grad=True)
             with fusedrnn.backend("cuda" if device == "cuda" else "auto"):
                 layer(x, torch.arange(70, device=device) % 60).loss.backward()
+                layer.log_prob(x[:3]).square().sum().backward()
     if device == "cuda":
         torch.cuda.synchronize()
     return 0

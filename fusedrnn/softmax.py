@@ -102,8 +102,8 @@ class HierarchicalSoftmax(TreeLayer):
     Adagrad take them (momentum is dense: with it SGD walks all rows, and weight decay raises);
     :func:`fusedrnn.clip_grad_norm_` clips them. Only :meth:`forward` makes sparse gradients,
     :meth:`log_prob` of all words dense ones. The reference backend computes the dense gradient and
-    picks the rows; on a GPU the host waits to learn how many there are. ``torch.compile`` leaves the layer outside its graphs (with ``fullgraph=True``,
-    an error).
+    picks the rows; on a GPU the host waits to learn how many there are. ``torch.compile`` leaves
+    the layer outside its graphs (with ``fullgraph=True``, an error).
 
     Under autocast it behaves as ``Linear`` followed by ``cross_entropy``: input and parameters are
     rounded to autocast's dtype, and outputs are float32.
