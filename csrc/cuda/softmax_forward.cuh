@@ -104,18 +104,18 @@ __device__ inline void softmax_node(W* z, int k, int branch, Training<W> t,
   __syncthreads();  // z[branch] has been read
   for (int j = threadIdx.x; j < k; j += kPathThreads) {
     const W v = z[j] - M;
-    mean += v / k;
+    mean += v;
     z[j] = (j == branch ? 1 - t.smoothing : W(0)) + share - exp(v) * scale;
   }
   extra = -t.z_loss * lse * lse;
   if (t.smoothing == 0) return;
-  mean = reduced(buffer, mean, [](W a, W b) { return a + b; });
+  mean = reduced(buffer, mean, [](W a, W b) { return a + b; }) / k;
   extra += t.smoothing * ((mean - log_S) - log_p);
 }
 
 // log p and the objective of one sorted token, its logits into derivatives. Grid: tokens.
 template <class Data>
-__global__ void __launch_bounds__(kPathThreads)
+__global__ void __launch_bounds__(kPathThreads, 6)
     softmax_paths(SoftmaxForward a, SoftmaxTree tree, SoftmaxGpuPlan plan) {
   using W = Wide<Data>;
   auto& s = shared_memory<PathShared<W>>();

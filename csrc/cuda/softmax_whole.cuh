@@ -77,7 +77,7 @@ __device__ inline void node_sums(Stretch<W>& s, const SoftmaxTree& tree, const W
 
 // Scratch of one CTA, for every node: in forward top and log p less log sum; in backward G.
 template <class W>
-__global__ void __launch_bounds__(kNodes)
+__global__ void __launch_bounds__(kNodes, 6)
     softmax_whole_forward(LogSoftmax a, Upward up, int64_t ctas, W* scratch) {
   using std::log;
   auto& s = shared_memory<Stretch<W>>();
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kNodes)
 }
 
 template <class W>
-__global__ void __launch_bounds__(kNodes)
+__global__ void __launch_bounds__(kNodes, 6)
     softmax_whole_backward(LogSoftmax a, Upward up, int64_t ctas, W* scratch) {
   using std::exp;
   auto& s = shared_memory<Stretch<W>>();
@@ -180,25 +180,24 @@ __global__ void __launch_bounds__(kNodes)
       const double before = threadIdx.x > 0 ? s.total[threadIdx.x - 1] : 0;
       const auto total = static_cast<W>(s.total[last] - before);
       if (node < tree.nodes) G[node] = total;
-      s.value[threadIdx.x] = total;
+      const W scale = total / s.sum[threadIdx.x];
+      s.value[threadIdx.x] = scale;
       __syncthreads();
       for (int i = 0; i < kNodes; ++i) {
         const int32_t rows = s.rows[i];
         if (rows <= kSmall) continue;
         const int64_t row = tree.node_rows[first + i], from = tree.node_branches[first + i];
-        const W scale = s.value[i] / s.sum[i];
         for (int j = threadIdx.x; j < rows; j += kNodes)
-          out[row + j] = below(from + j) - exp(z[row + j] - s.top[i]) * scale;
+          out[row + j] = below(from + j) - exp(z[row + j] - s.top[i]) * s.value[i];
       }
       if (k == 0 || k > kSmall) continue;
       const int64_t row = tree.node_rows[node], from = tree.node_branches[node];
       if (k == 1) {
         const W v = z[row], power = exp(v < 0 ? v : -v);
-        const W small = power / (1 + power), large = 1 / (1 + power);
+        const W large = 1 / (1 + power), small = power * large;
         out[row] =
             below(from) * (v < 0 ? large : small) - below(from + 1) * (v < 0 ? small : large);
       } else {
-        const W scale = total / s.sum[threadIdx.x];
         for (int j = 0; j < k; ++j)
           out[row + j] = below(from + j) - exp(z[row + j] - s.top[threadIdx.x]) * scale;
       }
