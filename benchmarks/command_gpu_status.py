@@ -53,7 +53,7 @@ OUTPUTS = """\
 Each row stands for a flat, a two-level and a Huffman tree. Shown without a GPU as above
 (`tests/test_softmax_host.py`, `tests/test_triton_softmax.py`). These kernels compute the loss and
 its gradients, dense and row-sparse. There is a CUDA kernel for the log-probabilities of all words
-too, no Triton one; `topk` and `sample` come from the reference implementation.
+too, no Triton one; `topk` and `sample` on a GPU are torch's own operators over these.
 """
 CHANGES = """\
 ## How a row changes

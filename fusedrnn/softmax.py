@@ -259,7 +259,7 @@ class HierarchicalSoftmax(TreeLayer):
         Returns:
             A named tuple: ``log_prob``, in input's dtype, and ``words``, ``[N, k]``, the best first
             and of equals the one of lower id; ``rows`` ``[N]``, how many rows of the weight were
-            needed for each token (the reference backend needs all). No gradients.
+            needed for each token (on a GPU and with the reference backend: all). No gradients.
 
         Raises:
             ValueError: k is out of range, or as in :meth:`log_prob`.

@@ -89,8 +89,8 @@ def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
 
 
 def search_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
-    """Likewise of ``topk`` and ``sample``."""
-    gpu = "no GPU kernel that searches or samples is written yet"
+    """Likewise of ``topk`` and ``sample``. The reference scores all words, by any backend."""
+    gpu = "no GPU kernel that searches or samples is written yet: all words are scored"
     return softmax_limits(device, dtype) | {"cuda": gpu, "triton": gpu}
 
 
@@ -155,7 +155,7 @@ def topk(
     The third, ``[N]``, is how many rows of the weight were needed.
     """
     if _searching(input) == "reference":
-        every = softmax_reference.log_prob(input, weight, bias, tree, depth)
+        every = log_prob(input, weight, bias, tree, depth)
         rows = tree.leaf_rank.new_full((len(input),), weight.shape[0])
         return *softmax_reference.topk(every, k), rows
     return _search(input, weight, bias, tree, root_rows, k, None, 1.0)
@@ -178,7 +178,7 @@ def draw(
     """
     if _searching(input) == "reference":
         z = scale * softmax_reference.logits(input, weight, bias)
-        every = softmax_reference.log_prob_of_logits(z, tree, depth)
+        every = log_prob_of_logits(z, tree, depth)
         words = softmax_reference.draw(every, tree, uniform)
         return words, every.gather(1, words.unsqueeze(1)).squeeze(1)
     log_p, words, _ = _search(input, weight, bias, tree, root_rows, 1, uniform, scale)
