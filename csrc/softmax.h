@@ -156,9 +156,9 @@ size_t cuda_softmax_forward_workspace(int64_t N);
 size_t cuda_softmax_backward_workspace(int64_t rows);
 const char* cuda_softmax_forward(const SoftmaxForward&, const SoftmaxTree&, const SoftmaxTargets&,
                                  const SoftmaxGpuPlan&, void* workspace, void* stream);
-size_t cuda_log_softmax_workspace(const LogSoftmax&);  // `word` is not needed
-const char* cuda_log_softmax(const LogSoftmax&, void* workspace, void* stream);
 const char* cuda_softmax_backward(const SoftmaxBackward&, const SoftmaxTree&, const SoftmaxGpuPlan&,
                                   const SoftmaxRows&, void* workspace, void* stream);
+size_t cuda_log_softmax_workspace(const LogSoftmax&);  // `word` may be null
+const char* cuda_log_softmax(const LogSoftmax&, void* workspace, void* stream);
 
 }  // namespace fusedrnn

@@ -49,7 +49,7 @@ def test_error_rule(name, dtype):
     check_exact(*results, dtype, "output and gradients")
 
 
-@pytest.mark.parametrize("name", ["flat", "sqrt", "huffman-2", "huffman", "singletons", "mixed"])
+@pytest.mark.parametrize("name", ["flat", "huffman-2", "huffman", "singletons", "mixed"])
 def test_training_options_and_ignored_tokens(name):
     layer, x, target = problem(TREES[name](), 37, 5, device=DEVICE)
     target[torch.arange(37) % 4 == 1] = -100
@@ -97,7 +97,7 @@ def test_large_logits_and_masked_words():
 
 
 def test_same_bits_and_only_the_gradients_that_are_needed():
-    layer, x, target = problem(TREES["mixed"](), 40, 6, dtype=torch.float32, device=DEVICE)
+    layer, x, target = problem(TREES["mixed"](), 33, 6, dtype=torch.float32, device=DEVICE)
     leaves = [x, layer.weight, layer.bias]
     output, _ = kernels(layer, x, target)
     every = torch.autograd.grad(output.sum(), leaves)
@@ -112,10 +112,9 @@ def test_same_bits_and_only_the_gradients_that_are_needed():
         assert torch.equal(kernels(layer, x, target)[0], output)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["sqrt", "huffman"])
+@pytest.mark.parametrize(("name", "dtype"), [("huffman", torch.float32), ("sqrt", torch.bfloat16)])
 def test_sparse_gradients_are_rows_of_the_dense_ones(name, dtype):
-    layer, x, target = problem(TREES[name](), 40, 5, dtype=dtype, device=DEVICE)
+    layer, x, target = problem(TREES[name](), 33, 5, dtype=dtype, device=DEVICE)
     target %= 20
     sparse = copy.deepcopy(layer)
     sparse.sparse_grad = True

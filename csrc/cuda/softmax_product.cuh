@@ -26,7 +26,8 @@ constexpr int kProductCtas = sizeof(Data) == 8 ? 2 : 3;
 
 template <class Data, bool kByRows>
 struct SoftmaxTiles {
-  static constexpr int kDepth = 128 / sizeof(Data);
+  // Backward computes the values of a one by one: more of them would not fit into registers.
+  static constexpr int kDepth = sizeof(Data) == 2 && !kByRows ? 32 : 128 / sizeof(Data);
   static constexpr int kPad = Pack<Data>::kSize;  // eight rows meet 32 different banks
   static constexpr int kTileRows = kByRows ? kColumns : kDepth;  // of w
   static constexpr int kTileCols = kByRows ? kDepth : kColumns;
