@@ -112,7 +112,9 @@ def test_same_bits_and_only_the_gradients_that_are_needed():
         assert torch.equal(kernels(layer, x, target)[0], output)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("huffman", torch.float32), ("frequency", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("huffman", torch.float32), ("frequency", torch.bfloat16)]
+)
 def test_sparse_gradients_are_rows_of_the_dense_ones(name, dtype):
     layer, x, target = problem(TREES[name](), 33, 5, dtype=dtype, device=DEVICE)
     target %= 4
