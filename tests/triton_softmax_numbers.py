@@ -65,10 +65,10 @@ def test_training_options_and_ignored_tokens(name):
 
 
 @pytest.mark.parametrize(
-    "tree", [lambda: Hierarchy.classes(zipf(2000)), lambda: Hierarchy.flat(900)]
+    "tree", [lambda: Hierarchy.classes(zipf(400)), lambda: Hierarchy.flat(300)]
 )
 def test_many_words_without_bias(tree):
-    layer, x, target = problem(tree(), 70, 66, bias=False, device=DEVICE)
+    layer, x, target = problem(tree(), 40, 66, bias=False, device=DEVICE)
     output, theirs = kernels(layer, x, target)[0], by_torch(layer, x, target)[0]
     assert_close64(output, theirs, "output")
     assert_close64(gradients(output, layer, x), gradients(theirs, layer, x), "gradients")
@@ -116,7 +116,7 @@ def test_same_bits_and_only_the_gradients_that_are_needed():
     ("name", "dtype"), [("huffman", torch.float32), ("frequency", torch.bfloat16)]
 )
 def test_sparse_gradients_are_rows_of_the_dense_ones(name, dtype):
-    layer, x, target = problem(TREES[name](), 33, 5, dtype=dtype, device=DEVICE)
+    layer, x, target = problem(TREES[name](), 33, 3, dtype=dtype, device=DEVICE)
     target %= 4
     sparse = copy.deepcopy(layer)
     sparse.sparse_grad = True
@@ -129,12 +129,11 @@ def test_sparse_gradients_are_rows_of_the_dense_ones(name, dtype):
 
 
 def test_opcheck():
-    layer, x, target = problem(Hierarchy.classes([1] * 20, 5, "equal"), 32, 5, device=DEVICE)
+    layer, x, target = problem(Hierarchy.classes([1] * 20, 5, "equal"), 4, 5, device=DEVICE)
     ops, tensors = torch.ops.fusedrnn, [t.detach() for t in (x, layer.weight, layer.bias)]
     rest, sizes = (target, *layer._tree()), (layer.hierarchy.max_path_rows, 2)
     forward = ops.hierarchical_softmax_forward.triton
-    for options in [(-100, 0.0, 0.0, True), (-100, 0.1, 1e-3, False)]:
-        opcheck(forward, (*tensors, *rest, *sizes, *options))
+    opcheck(forward, (*tensors, *rest, *sizes, -100, 0.1, 1e-3, True))
     output, _, saved, plan = forward(*tensors, *rest, *sizes, -100, 0.0, 0.0, True)
     given = (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100)
     opcheck(ops.hierarchical_softmax_backward.triton, (*given, True, False, True, False, None))
