@@ -34,7 +34,7 @@ inline bool bad_target = false;
 __device__ inline void assert_word(bool fits) {
 #ifdef FUSEDRNN_CUDA_HOST
   if (!fits) host::bad_target = true;
-#else
+#elif defined(__CUDA_ARCH__)
   if (!fits) __assert_fail("target is in 0..V-1 or ignore_index", __FILE__, __LINE__, "fusedrnn");
 #endif
 }

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(256) softmax_upward(SoftmaxTree tree, Upward u
 
 // CTAs of a launch: eight an SM of the largest GPUs, fewer where the scratch memory of each, 2 M
 // numbers, would add up to more than 2^26 of them.
-int64_t ctas_of(const LogSoftmax& a) {
+static int64_t ctas_of(const LogSoftmax& a) {
   constexpr int64_t kMost = 1184, kLeast = 148, kScratch = int64_t(1) << 26;
   const int64_t fit = kScratch / (2 * a.tree.nodes);
   return std::min(a.N, std::max(kLeast, std::min(kMost, fit)));
@@ -48,7 +48,7 @@ struct Whole {
 };
 
 template <class W>
-const char* log_softmax(const LogSoftmax& a, void* workspace, cudaStream_t stream) {
+static const char* log_softmax(const LogSoftmax& a, void* workspace, cudaStream_t stream) {
   Pieces pieces{static_cast<char*>(workspace)};
   const auto whole = Whole<W>::in(pieces, a);
   const int64_t branches = a.tree.words + a.tree.nodes - 1, ctas = ctas_of(a);
