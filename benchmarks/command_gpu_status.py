@@ -6,14 +6,16 @@ run on a GPU.
 
 import argparse
 import shutil
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
 from fusedrnn.cells import CELLS
 
+from . import gpu_check_softmax
 from .environment import ROOT
 from .gpu_check import Record, load
-from .gpu_check_kernels import DTYPES, KERNELS, STEPWISE
+from .gpu_check_kernels import DTYPES, KERNELS
 from .markdown import grid
 from .results import FOLDER, ResultsError
 
@@ -39,13 +41,19 @@ Each row stands for every cell: {cells}.
   border, random orders of threads and CTAs, NaN around every buffer. What tensor cores do is done
   lane by lane, as the instructions define it. It cannot show what a GPU's memory system, scheduler
   or compiler does.
-- **compiled**: stepwise CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, no register spilled
+- **compiled**: CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, no register spilled
   ([kernel-table.md](kernel-table.md), `tests/test_cuda_compile.py`); Triton offline for the
   architectures named in `tests/test_triton_compile.py`.
 - **interpreter**: Triton's own, on the CPU (`tests/test_triton.py`).
 - **gradcheck**: numerical derivatives of the very kernel, in float64.
+"""
+OUTPUTS = """\
+## Output layers
 
-Output layers have no GPU kernel yet: on a GPU the reference implementation serves them.
+Each row stands for a flat, a two-level and a Huffman tree. Shown without a GPU as above
+(`tests/test_softmax_host.py`, `tests/test_triton_softmax.py`). These kernels compute the loss and
+its gradients, dense and row-sparse. There is a CUDA kernel for the log-probabilities of all words
+too, no Triton one; `topk` and `sample` on a GPU are torch's own operators over these.
 """
 CHANGES = """\
 ## How a row changes
@@ -115,15 +123,21 @@ def records(folder: Path = RECORDED) -> list[Record]:
 def page(found: list[Record]) -> str:
     """docs/gpu-status.md."""
     head = f"# What has run on a GPU\n\n{SOMETHING if found else NOTHING}"
+    cells = ",\n".join(wrapped([f"`{name}`" for name in CELLS]))
+    after = AFTER.format(cells=cells)
+    outputs = [OUTPUTS, table(found, gpu_check_softmax.KERNELS)]
+    return "\n".join([head, table(found, KERNELS), after, *outputs, *checks(found), CHANGES])
+
+
+def table(found: list[Record], kernels: Iterable[str]) -> str:
+    """A row for each kernel, dtype and direction."""
     heads = ["kernel", "dtype", "direction", "on a GPU", "shown without one"]
     body = [
         [kernel, dtype, direction, status(found, kernel, dtype, direction), without(kernel, dtype)]
-        for kernel, dtype, direction in product(KERNELS, DTYPES, DIRECTIONS)
+        for kernel, dtype, direction in product(kernels, DTYPES, DIRECTIONS)
     ]
-    cells = ",\n".join(wrapped([f"`{name}`" for name in CELLS]))
     rows = "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *body])
-    parts = [head, f"{rows}\n", AFTER.format(cells=cells), *checks(found), CHANGES]
-    return "\n".join(parts)
+    return f"{rows}\n"
 
 
 def wrapped(names: list[str]) -> list[str]:
@@ -133,9 +147,10 @@ def wrapped(names: list[str]) -> list[str]:
 
 def without(kernel: str, dtype: str) -> str:
     """What has been shown of a kernel on machines without a GPU."""
-    if kernel != STEPWISE:
+    if "Triton" in kernel:
         return "interpreter, compiled"
-    return "host, gradcheck, compiled" if dtype == "float64" else "host, compiled"
+    checked = dtype == "float64" and kernel != gpu_check_softmax.ALL_WORDS
+    return "host, gradcheck, compiled" if checked else "host, compiled"
 
 
 def where(one: Record) -> str:
@@ -165,7 +180,10 @@ def outcome(entries: list[dict[str, object]]) -> str:
         return f"**{', '.join(what)}**"
     cells = {e["cell"] for e in entries}
     worst = max(e["error"] / e["bound"] for e in entries)
-    some = "" if cells == set(CELLS) else f" ({len(cells)} of {len(CELLS)} cells)"
+    every, what = set(CELLS), "cells"
+    if cells <= set(gpu_check_softmax.TREES):
+        every, what = set(gpu_check_softmax.TREES), "trees"
+    some = "" if cells == every else f" ({len(cells)} of {len(every)} {what})"
     return f"ok{some}, error at most {worst:.2f} of what is allowed"
 
 

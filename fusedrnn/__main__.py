@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _backend, _native, ops, softmax_ops
+from . import __version__, _backend, _native, ops, softmax_ops, softmax_score
 from . import plan as planner
 from .cells import CELLS
 
@@ -37,6 +37,8 @@ def op_limits(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str, dict[
     for cell in CELLS:
         yield "sequence", cell, ops.limits(cell, dtype, False)
     yield "hierarchical softmax", "", softmax_ops.softmax_limits(device, dtype)
+    yield "log_prob of all words", "", softmax_score.score_limits(device, dtype)
+    yield "topk, sample", "", softmax_score.search_limits(device, dtype)
 
 
 def _package(name: str) -> str:

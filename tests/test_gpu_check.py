@@ -142,8 +142,11 @@ def test_the_kernels_of_a_profile_are_recognised():
         "void at::native::vectorized_elementwise_kernel<4>(int)",
         "backward_operand_step",
         "ampere_sgemm_32x32_nn",
+        "fusedrnn::cuda::softmax_walk(fusedrnn::SoftmaxTree, fusedrnn::SoftmaxGpuPlan)",
+        "void (anonymous namespace)::softmax_warp_forward<float, float>(float*, float const*)",
     ]
-    assert kernels_of(names) == ["backward_operand_step", "forward_step", "whole_backward"]
+    expected = ["backward_operand_step", "forward_step", "softmax_walk", "whole_backward"]
+    assert kernels_of(names) == expected
 
 
 def test_sizes_reach_the_kernel_that_is_meant():

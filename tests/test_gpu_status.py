@@ -18,7 +18,8 @@ def rows(page):
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     title, rule, *body = lines
     assert title == ["kernel", "dtype", "direction", "on a GPU", "shown without one"]
-    return {tuple(row[:3]): row[3] for row in body if len(row) == 5}
+    body = [row for row in body if len(row) == 5 and row not in (title, rule)]
+    return {tuple(row[:3]): row[3] for row in body}
 
 
 def entry(**changes):
@@ -38,7 +39,8 @@ def test_the_page_is_what_the_files_say():
 
 
 def test_every_kernel_dtype_and_direction_has_one_row():
-    expected = product(command.KERNELS, command.DTYPES, command.DIRECTIONS)
+    kernels = (*command.KERNELS, *command.gpu_check_softmax.KERNELS)
+    expected = product(kernels, command.DTYPES, command.DIRECTIONS)
     assert list(rows(command.page([]))) == list(expected)
     assert set(rows(command.page([])).values()) == {command.NEVER}
     assert not [name for name in CELLS if f"`{name}`" not in command.page([])]
@@ -60,6 +62,9 @@ def test_a_row_says_what_is_wrong_or_missing_and_the_newest_run_counts():
     key = "stepwise CUDA", "float32", "forward"
     said = rows(command.page([new, old]))[key]
     assert said == "NVIDIA H200, 2026-12-01, fff, changed since: **gru failed**"
+    trees = [entry(kernel="softmax Triton", cell=tree) for tree in ("flat", "huffman")]
+    said = rows(command.page([made(entries=trees)]))["softmax Triton", "float32", "forward"]
+    assert "ok (2 of 3 trees)" in said
     other = made(gpu="NVIDIA A100", entries=[entry()])
     said = rows(command.page([old, other]))[key]
     assert said.startswith("NVIDIA H200, ") and "; NVIDIA A100, " in said

@@ -210,14 +210,14 @@ def test_opcheck(dtype):
     ops = torch.ops.fusedrnn
     tensors = [t.detach() for t in (x, layer.weight, layer.bias)]
     rest = (target % 8, *layer._tree())
-    rows = layer.hierarchy.max_path_rows
-    output, _, saved = ops.hierarchical_softmax_forward.native(
-        *tensors, *rest, rows, -100, 0.0, 0.0, True
+    sizes = (layer.hierarchy.max_path_rows, layer.hierarchy.depth)
+    output, _, saved, plan = ops.hierarchical_softmax_forward.native(
+        *tensors, *rest, *sizes, -100, 0.0, 0.0, True
     )
     for needs in [(True, True, True), (False, True, False), (True, False, False)]:
         opcheck(
             ops.hierarchical_softmax_backward.native,
-            (torch.randn_like(output), *tensors[:2], *rest, saved, -100, *needs, True),
+            (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100, *needs, True, None),
         )
 
 
