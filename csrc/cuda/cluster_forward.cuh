@@ -1,0 +1,324 @@
+// The cluster kernel forward: a whole sequence in one launch, W_hh at rest.
+//   u = W_hh h + b_hh,   (h, c) = cell(gx[t], u, h, c),   y[t] = h
+//
+// A cluster owns 8, 16 or 32 batch rows, each of its CTAs a slice of the hidden units, each warp
+// one tile of W_hh: 16 gate rows, all gates of 4 units (a cell of one gate: 16 units). Gates and
+// states stay in registers; h goes to the shared memory of every CTA, 8 bytes at a time, where a
+// barrier counts bytes. It is the only thing that the CTAs wait for.
+//
+// Two buffers of h suffice. h of step i + 1 goes where h of step i - 1 was; who sends it has all of
+// step i, to which every warp of every CTA contributed after it had read all of step i - 1.
+#pragma once
+#include "cluster_product.cuh"
+#include "state.cuh"
+
+namespace fusedrnn {
+namespace cuda {
+
+#ifdef FRNN_CLUSTERS
+
+// Where the gate rows of units are in a tile, and which sums a lane ends up with.
+template <int kGates>
+struct TileOfUnits {
+  static_assert(kGates == 1 || kGates == 3 || kGates == 4, "");
+  static constexpr int kUnits = cluster_tile_units(kGates), kSlots = kClusterTile / kUnits;
+  static constexpr int kPairs = 4 / kSlots;  // (row, unit) pairs of a lane
+
+  static __device__ int gate(int row) { return row / kUnits; }
+  static __device__ int unit(int row) { return row % kUnits; }
+
+  // Row of B and unit of this lane's pair e.
+  static __device__ int my_row(int e) {
+    const Lane lane = my_lane();
+    return kSlots == 1 ? 2 * lane.q + e % 2 : 2 * lane.q + lane.g / 4;
+  }
+  static __device__ int my_unit(int e) {
+    const Lane lane = my_lane();
+    return kSlots == 1 ? lane.g + e / 2 * 8 : lane.g % 4;
+  }
+
+  // The sums of all gates of this lane's pairs. With four slots a lane has two of a unit's gates in
+  // two rows of the batch, and the lane 16 further the two others: they swap, and keep a row each.
+  static __device__ void gather(const float (&sums)[4], float (&u)[kPairs][kGates]) {
+    if constexpr (kSlots == 1) {
+#pragma unroll
+      for (int e = 0; e < kPairs; ++e) u[e][0] = sums[e];
+    } else {
+      const bool upper = my_lane().g >= 4;
+      const float low = upper ? sums[1] : sums[0], high = upper ? sums[3] : sums[2];
+      const float other_low = Mma::swap(upper ? sums[0] : sums[1], 16);
+      const float other_high = Mma::swap(upper ? sums[2] : sums[3], 16);
+      u[0][0] = upper ? other_low : low;
+      u[0][1] = upper ? low : other_low;
+      u[0][2] = upper ? other_high : high;
+      if constexpr (kGates == 4) u[0][3] = upper ? high : other_high;
+    }
+  }
+};
+
+// What the four lanes 4, 8 and 12 apart have, in the order of lanes: 8 bytes.
+template <class Data>
+__device__ inline void four_units(Data mine, uint32_t& low, uint32_t& high) {
+  uint16_t bits;
+  memcpy(&bits, &mine, 2);
+  const int place = my_lane().g % 4;
+  const uint32_t other = Mma::swap(static_cast<uint32_t>(bits), 4);
+  const uint32_t pair = place % 2 ? other | static_cast<uint32_t>(bits) << 16 : bits | other << 16;
+  const uint32_t others = Mma::swap(pair, 8);
+  low = place < 2 ? pair : others;
+  high = place < 2 ? others : pair;
+}
+
+template <class Cell, class Data, int kSpans, int kColumns>
+struct ClusterForward {
+  using Tile = TileOfUnits<Cell::kGates>;
+  static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+  static constexpr int kPairs = kColumns * Tile::kPairs, kChains = 4 / kColumns;
+  static constexpr int kPeers = 4;  // CTAs that a lane sends to, at most
+
+  const SequenceForward& p;
+  const ClusterWork& work;
+  Data* h;  // [2][work.rows][work.pitch]
+  uint64_t* barriers;
+  int64_t row0;  // the cluster's first batch row
+  int rows;      // and how many there are
+  int unit0;     // the warp's first unit
+  Exchange::Address peers[kPeers];
+  Resident<Data, 1, kSpans> weights;
+  float bias[2];
+  Data x[kPairs][G];
+  bool cut[kPairs];  // whether the next step starts with the reset state
+  int64_t length[kPairs];
+  float state[kPairs][S];
+
+  __device__ ClusterForward(const SequenceForward& problem, const ClusterWork& share, int group)
+      : p(problem), work(share), weights(share) {
+    char* memory = Exchange::memory();
+    h = reinterpret_cast<Data*>(memory);
+    barriers = reinterpret_cast<uint64_t*>(memory + work.barriers);
+    row0 = static_cast<int64_t>(group) * work.rows;
+    rows = static_cast<int>(min(static_cast<int64_t>(work.rows), p.n.B - row0));
+    unit0 = Exchange::rank() * work.units + my_warp() * Tile::kUnits;
+    // Lanes that hold the same four units of a row share the CTAs to send them to.
+#pragma unroll
+    for (int i = 0; i < kPeers; ++i) {
+      const int peer = my_lane().g % 4 + 4 * i;
+      peers[i] = Exchange::address(memory, peer < work.size ? peer : 0);
+    }
+  }
+
+  __device__ int row_of(int i) const {
+    return i / Tile::kPairs * kClusterRows + Tile::my_row(i % Tile::kPairs);
+  }
+  __device__ int unit_of(int i) const { return unit0 + Tile::my_unit(i % Tile::kPairs); }
+  __device__ bool exists(int i) const { return row_of(i) < rows && unit_of(i) < p.n.H; }
+
+  __device__ void load_weights() {
+    const Data* w = static_cast<const Data*>(p.weight_hh);
+    const int64_t H = p.n.H;
+    const bool aligned = reinterpret_cast<uintptr_t>(w) % 16 == 0 && H % Pack<Data>::kSize == 0;
+    weights.load([&](Pack<Data>& to, int, int row, int span) {
+      const int gate = Tile::gate(row), unit = unit0 + Tile::unit(row);
+      const int k = span * kClusterSpan + my_lane().q * 8;
+      const bool there = gate < G && unit < H;
+      load_pack(to, w, (gate * H + unit) * H + k, there ? H - k : 0, aligned);
+    });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = my_lane().g + 8 * half, gate = Tile::gate(row);
+      const int unit = unit0 + Tile::unit(row);
+      const bool there = p.bias_hh != nullptr && gate < G && unit < H;
+      bias[half] = there ? widen(static_cast<const Data*>(p.bias_hh)[gate * H + unit]) : 0.0f;
+    }
+  }
+
+  // The states before the first step: a thread's own, and h of all units of the cluster's rows.
+  __device__ void begin() {
+    const SequenceSizes& n = p.n;
+    if (threadIdx.x == 0) Exchange::init(&barriers[0]), Exchange::init(&barriers[1]);
+    for (int at = threadIdx.x; at < 2 * work.rows * work.pitch; at += work.warps * 32) {
+      const int row = at / work.pitch % work.rows, unit = at % work.pitch;
+      float value = 0;
+      if (at < work.rows * work.pitch && row < rows && unit < n.H) {
+        const int64_t b = row0 + row, length = p.lengths == nullptr ? n.T : p.lengths[b];
+        value =
+            start_of<Data>(p.h0, p.reset_h, reset_before(n, p.reset, length, b, 0), b * n.H + unit);
+      }
+      round_to(h[at], value);
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int64_t b = row0 + row_of(i), at = b * n.H + unit_of(i);
+      length[i] = 0, cut[i] = false;
+#pragma unroll
+      for (int s = 0; s < S; ++s) state[i][s] = 0;
+#pragma unroll
+      for (int g = 0; g < G; ++g) x[i][g] = Data(0.0f);
+      if (!exists(i)) continue;
+      length[i] = p.lengths == nullptr ? n.T : p.lengths[b];
+      restart(i, reset_before(n, p.reset, length[i], b, 0), p.h0, p.c0, at);
+    }
+    request(0);
+    Exchange::sync_cluster();
+  }
+
+  __device__ void restart(int i, bool is_reset, const void* first_h, const void* first_c,
+                          int64_t at) {
+    state[i][0] = start_of<Data>(first_h, p.reset_h, is_reset, at);
+#pragma unroll
+    for (int s = 1; s < S; ++s) {
+      state[i][s] = start_of<Data>(first_c, p.reset_c, is_reset, (s - 1) * p.n.B * p.n.H + at);
+    }
+  }
+
+  // Asks for what step i needs from memory; nothing waits for it until then.
+  __device__ void request(int step) {
+    const SequenceSizes& n = p.n;
+    if (step >= n.T) return;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      if (!exists(i)) continue;
+      const int64_t b = row0 + row_of(i);
+      const Data* from =
+          static_cast<const Data*>(p.gx) + (time_of(n, step) * n.B + b) * G * n.H + unit_of(i);
+#pragma unroll
+      for (int g = 0; g < G; ++g) x[i][g] = from[g * n.H];
+      cut[i] = step + 1 < n.T && reset_before(n, p.reset, length[i], b, step + 1);
+    }
+  }
+
+  __device__ void step(int step) {
+    const bool more = step + 1 < p.n.T;
+    uint64_t* next = &barriers[(step + 1) & 1];
+    if (more && threadIdx.x == 0) Exchange::expect(next, rows * work.size * work.units * 2);
+    if (step > 0) Exchange::wait(&barriers[step & 1], (step - 1) >> 1 & 1);
+
+    float sums[1][kColumns][kChains][4] = {};
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[0][n][0][e] = bias[e / 2];
+    }
+    const Lane lane = my_lane();
+    const Data* from = h + (step & 1) * work.rows * work.pitch + lane.q * 8;
+    weights.multiply(sums, [&](int n, int span) {
+      // Rows that are not there cost nothing: those lanes read the first row along with others.
+      const int row = n * kClusterRows + lane.g;
+      return reinterpret_cast<const uint4*>(from + (row < rows ? row : 0) * work.pitch +
+                                            span * kClusterSpan);
+    });
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+      for (int chain = 1; chain < kChains; ++chain) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[0][n][0][e] += sums[0][n][chain][e];
+      }
+    }
+    float saved[kPairs][K], out[kPairs][S];
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      float u[Tile::kPairs][G];
+      Tile::gather(sums[0][n][0], u);
+#pragma unroll
+      for (int e = 0; e < Tile::kPairs; ++e) {
+        const int i = n * Tile::kPairs + e;
+        advance(step, i, u[e], out[i], saved[i]);
+        if (more) send(i, (step + 1) & 1);
+      }
+    }
+    request(step + 1);
+    store(step, out, saved);
+  }
+
+  // The cell. `state` then is what the next step starts with.
+  __device__ void advance(int step, int i, const float (&u)[G], float (&out)[S],
+                          float (&saved)[K]) {
+    const SequenceSizes& n = p.n;
+    float wide[G];
+#pragma unroll
+    for (int g = 0; g < G; ++g) wide[g] = widen(x[i][g]);
+    Cell::forward(wide, u, state[i], out, saved);
+    const bool live = time_of(n, step) < length[i];
+#pragma unroll
+    for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];
+    if (cut[i]) {
+      restart(i, true, nullptr, nullptr, (row0 + row_of(i)) * n.H + unit_of(i));
+    }
+  }
+
+  // h of four units of a row, this lane's among them, to every CTA's buffer.
+  __device__ void send(int i, int buffer) {
+    Data mine;
+    round_to(mine, state[i][0]);
+    uint32_t low, high;
+    four_units(mine, low, high);
+    if (row_of(i) >= rows) return;
+    const int unit = unit_of(i) - my_lane().g % 4;
+    const int to = ((buffer * work.rows + row_of(i)) * work.pitch + unit) * 2;
+    const int barrier = work.barriers + buffer * 8;
+#pragma unroll
+    for (int peer = 0; peer < kPeers; ++peer) {
+      if (my_lane().g % 4 + 4 * peer < work.size) {
+        Exchange::send(peers[peer] + to, peers[peer] + barrier, low, high);
+      }
+    }
+  }
+
+  __device__ void store(int step, const float (&out)[kPairs][S], const float (&saved)[kPairs][K]) {
+    const SequenceSizes& n = p.n;
+    const int64_t t = time_of(n, step);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      if (!exists(i)) continue;
+      const int64_t b = row0 + row_of(i), unit = unit_of(i), row = t * n.B + b;
+      const bool live = t < length[i];
+      round_to(static_cast<Data*>(p.y)[row * n.y_row + unit], live ? out[i][0] : 0.0f);
+#pragma unroll
+      for (int s = 1; s < S; ++s) {
+        if (p.cells == nullptr) break;
+        float* cells = static_cast<float*>(p.cells) + t * (S - 1) * n.B * n.H;
+        cells[((s - 1) * n.B + b) * n.H + unit] = out[i][s];
+      }
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        if (p.saved == nullptr) break;
+        Data* to = static_cast<Data*>(p.saved) + (row * K + k) * n.H + unit;
+        round_to(*to, live ? saved[i][k] : 0.0f);
+      }
+    }
+  }
+
+  __device__ void end() {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      if (!exists(i)) continue;
+      const int64_t at = (row0 + row_of(i)) * p.n.H + unit_of(i);
+      round_to(static_cast<Data*>(p.hn)[at], state[i][0]);
+#pragma unroll
+      for (int s = 1; s < S; ++s) {
+        round_to(static_cast<Data*>(p.cn)[(s - 1) * p.n.B * p.n.H + at], state[i][s]);
+      }
+    }
+  }
+};
+
+#endif
+
+// A CTA ends when all that is sent to it has come: h of the last step is sent to nobody.
+template <class Cell, class Data, int kShape, int kColumns>
+__global__ void __launch_bounds__(kClusterForward[kShape].warps * 32, 1)
+    cluster_forward(const __grid_constant__ ClusterCall<SequenceForward> call) {
+#ifdef FRNN_CLUSTERS
+  const int cluster = blockIdx.x / call.work.size;
+  ClusterForward<Cell, Data, kClusterForward[kShape].spans, kColumns> cta(
+      call.directions[cluster / call.groups], call.work, cluster % call.groups);
+  cta.load_weights();
+  cta.begin();
+  for (int i = 0; i < cta.p.n.T; ++i) cta.step(i);
+  cta.end();
+#endif
+}
+
+}  // namespace cuda
+}  // namespace fusedrnn

@@ -1,0 +1,156 @@
+// The products of the cluster kernels: W_hh as A of mma.sync m16n8k16, in registers for the whole
+// sequence as far as they go and in shared memory for the rest; B is read from shared memory.
+//
+// The order of k is free as long as A and B agree. In each span of 32, lane q of a group of four
+// has k = 8 q .. 8 q + 7: the first four in one product, the others in the next. So one 16-byte
+// load brings what a lane has of B in a span, and two what it has of A.
+#pragma once
+#include "../cluster_tile.h"
+#include "cluster_device.cuh"
+
+namespace fusedrnn {
+namespace cuda {
+
+#ifdef FRNN_CLUSTERS
+
+// A lane's place in a tile: rows g and g + 8 of A, column g of B, columns 2 q and 2 q + 1 of the
+// sums.
+struct Lane {
+  int g, q;
+};
+__device__ inline Lane my_lane() {
+  return {static_cast<int>(threadIdx.x) % 32 / 4, static_cast<int>(threadIdx.x) % 4};
+}
+__device__ inline int my_warp() { return threadIdx.x / 32; }
+
+// A warp's share of A: tiles of 16 rows, every `stride`th from `first` on.
+template <class Data, int kTiles, int kSpans>
+struct Resident {
+  uint32_t a[kTiles][kSpans][2][4];
+  int first, stride, tiles, spans;  // tiles: how many of A are the warp's
+  uint4* rest;  // [all tiles][spans - kSpans][2][32 lanes]: each lane reads what it has written
+
+  __device__ Resident(const ClusterWork& work)
+      : first(my_warp()),
+        stride(work.warps),
+        tiles((work.tiles - first + stride - 1) / stride),
+        spans(work.spans),
+        rest(reinterpret_cast<uint4*>(Exchange::memory() + work.rest)) {}
+
+  // row(to, tile, i, span) gives what this lane has of row i of a tile in a span: eight values.
+  template <class Row>
+  __device__ void load(Row row) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int span = 0; span < kSpans; ++span) {
+        const bool there = m < tiles && span < spans;
+        fragments(a[m][span], there, m, span, row);
+      }
+      for (int span = kSpans; m < tiles && span < spans; ++span) {
+        uint32_t of[2][4];
+        fragments(of, true, m, span, row);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          *place(m, span, j) = {of[j][0], of[j][1], of[j][2], of[j][3]};
+        }
+      }
+    }
+  }
+
+  // sums[m][n] += A[m] B[n], over kChains sums that wait for each other only at the end.
+  // b(n, span) is where this lane's 16 bytes of B are.
+  template <int kColumns, int kChains, class B>
+  __device__ void multiply(float (&sums)[kTiles][kColumns][kChains][4], B b) const {
+#pragma unroll
+    for (int span = 0; span < kSpans; ++span) {
+      if (span % 4 == 0 && span >= spans) break;  // the rest of four is zero
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const uint4 of_b = *b(n, span);
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          if (kTiles == 1 || m < tiles) twice<kChains>(sums[m][n], a[m][span], of_b, span);
+        }
+      }
+    }
+#pragma unroll 2
+    for (int span = kSpans; span < spans; ++span) {
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        if (kTiles > 1 && m >= tiles) continue;
+        const uint4 low = *place(m, span, 0), high = *place(m, span, 1);
+        const uint32_t of_a[2][4] = {{low.x, low.y, low.z, low.w},
+                                     {high.x, high.y, high.z, high.w}};
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) twice<kChains>(sums[m][n], of_a, *b(n, span), 0);
+      }
+    }
+  }
+
+ private:
+  __device__ uint4* place(int m, int span, int j) const {
+    const int at = (first + m * stride) * (spans - kSpans) + span - kSpans;
+    return rest + (at * 2 + j) * 32 + threadIdx.x % 32;
+  }
+
+  template <int kChains>
+  static __device__ void twice(float (&sums)[kChains][4], const uint32_t (&of_a)[2][4],
+                               const uint4& of_b, int span) {
+    const int chain = span * 2;
+    Mma::multiply<Data>(sums[chain % kChains], of_a[0], of_b.x, of_b.y);
+    Mma::multiply<Data>(sums[(chain + 1) % kChains], of_a[1], of_b.z, of_b.w);
+  }
+
+  template <class Row>
+  __device__ void fragments(uint32_t (&to)[2][4], bool there, int m, int span, Row row) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Pack<Data> values;
+      uint32_t words[4] = {};
+      if (there) {
+        row(values, first + m * stride, my_lane().g + 8 * half, span);
+        memcpy(words, &values, 16);
+      }
+      to[0][half] = words[0], to[0][2 + half] = words[1];
+      to[1][half] = words[2], to[1][2 + half] = words[3];
+    }
+  }
+};
+
+#endif
+
+// What every CTA of a launch is told: a layer's directions, and how a cluster shares each.
+template <class Problem>
+struct ClusterCall {
+  Problem directions[2];
+  ClusterWork work;
+  int groups;  // clusters of one direction
+};
+
+#ifdef FRNN_CLUSTERS
+
+// The time of step number i in the order of a direction.
+__device__ inline int64_t time_of(const SequenceSizes& n, int i) {
+  return n.reverse ? n.T - 1 - i : i;
+}
+
+// Whether a row is reset between steps i - 1 and i of a direction. There is nothing to reset before
+// the first step of a reverse direction, nor at and after a row's end.
+__device__ inline bool reset_before(const SequenceSizes& n, const bool* reset, int64_t length,
+                                    int64_t b, int i) {
+  const int64_t t = time_of(n, i) + (n.reverse ? 1 : 0);
+  return reset != nullptr && t < length && t < n.T && reset[t * n.B + b];
+}
+
+// A state that a row starts with: of `reset` or of `first`, zero where that is null.
+template <class Data>
+__device__ inline float start_of(const void* first, const void* reset, bool is_reset, int64_t at) {
+  const Data* from = static_cast<const Data*>(is_reset ? reset : first);
+  return from == nullptr ? 0.0f : widen(from[at]);
+}
+
+#endif
+
+}  // namespace cuda
+}  // namespace fusedrnn
