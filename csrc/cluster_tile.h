@@ -72,9 +72,10 @@ inline bool cluster_work(ClusterWork& work, int gates, int64_t H, int shape, int
     return false;
   }
   work.spans = cluster_round_up(backward ? gates * units : H, kClusterSpan) / kClusterSpan;
-  // An odd number of spans: eight lanes that read two rows meet 32 different banks.
+  // Spans are multiplied four at a time. An odd number of them: eight lanes that read two rows meet
+  // 32 different banks.
   const int64_t wide = backward ? work.spans * kClusterSpan : std::max(H, units * size);
-  work.pitch = (cluster_round_up(wide, kClusterSpan) / kClusterSpan | 1) * kClusterSpan;
+  work.pitch = cluster_round_up(wide, 4 * kClusterSpan) + kClusterSpan;
   work.parts = backward ? 2 * size * rows * work.units * 4 : 0;
   work.barriers = work.parts + 2 * rows * work.pitch * 2;
   work.rest = work.barriers + 16;
