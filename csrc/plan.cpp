@@ -60,7 +60,7 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
   Plan plan{SequenceKernel::stepwise};
   plan.rows = Tile::kRows, plan.units = Tile::kUnits;
   plan.threads = Tile::kThreads;
-  const int bound = Tile::ctas_per_sm(item);
+  const int bound = Tile::ctas_per_sm(item, tensor_cores);
   plan.registers =
       std::min(kRegistersPerThread, kRegistersPerSm / (Tile::kThreads * bound) / 8 * 8);
   plan.ctas_per_sm = bound;
@@ -68,7 +68,7 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
   for (const Launch& l : launches) {
     const int depth = Tile::depth(l.gates, item);
     const int shared = Tile::shared(l.gates, item, !p.backward);
-    const int64_t ctas = Tile::ctas(p.B, l.units);
+    const int64_t ctas = p.directions * Tile::ctas(p.B, l.units);  // side by side
     const int fit = std::min(bound, d.shared_per_sm / (shared + kSharedReserved));
     plan.ctas = std::max(plan.ctas, ctas);
     plan.depth = std::max(plan.depth, depth);
@@ -82,10 +82,8 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
     const double clocks = tiles * std::max(tile, kTileClocks) + kEpilogueClocks;
     plan.us_per_step += kLaunchUs + rounds * clocks / (d.ghz * 1e3);
   }
-  // Each direction is a call of its own, one after the other.
-  plan.us_per_step *= p.directions;
   // Backward ends with one more product, which brings the gradient of h0.
-  plan.launches = p.directions * (p.T * int64_t(launches.size()) + (p.backward ? 1 : 0));
+  plan.launches = p.T * int64_t(launches.size()) + (p.backward ? 1 : 0);
   std::ostringstream reason;
   reason << "serves every size and type; " << plan.ctas << " CTAs on " << d.sms << " SMs that hold "
          << plan.ctas_per_sm << " each; " << (tensor_cores ? "tensor cores" : "multiply-adds");

@@ -89,9 +89,11 @@ struct StepwiseTile {
   static constexpr int depth(int gates, int item) {
     return (item == 2 ? 64 : 32) * (gates <= 2 ? 2 : 1);
   }
-  // CTAs that an SM must be able to hold (__launch_bounds__). That leaves 168 registers a thread,
-  // 255 in double.
-  static constexpr int ctas_per_sm(int item) { return item == 8 ? 2 : 3; }
+  // CTAs that an SM must be able to hold (__launch_bounds__). That leaves 128 registers a thread
+  // where tensor cores multiply (16 bits, from sm_80 on), 255 in double, else 168.
+  static constexpr int ctas_per_sm(int item, bool tensor_cores) {
+    return item == 8 ? 2 : tensor_cores ? 4 : 3;
+  }
   static constexpr int64_t ctas(int64_t rows, int64_t units) {
     return (rows + kRows - 1) / kRows * ((units + kUnits - 1) / kUnits);
   }

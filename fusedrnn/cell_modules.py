@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import init, rnn
+from ._call import Weights
 from .cells import CELLS
 from .modules import checked_nonlinearity
 
@@ -73,7 +74,7 @@ class RecurrentCell(nn.Module):
                     f"got {tuple(s.shape)}"
                 )
         self._check_dtypes(x, states)
-        weights = rnn.Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        weights = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         new = rnn.step(CELLS[self.cell], x, states, weights)
         return new if batched else tuple(s.flatten() for s in new)
 

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import rnn
+from ._call import Weights
 from .cells import CELLS
+from .rnn import States
+
+_NOT_WITH_PACKED = {
+    "lengths": "lengths was given with a PackedSequence, which has its own: pass one of the two",
+    "reset": "reset was given with a PackedSequence, whose rows it cannot name: pass the padded "
+    "batch (torch.nn.utils.rnn.pad_packed_sequence) with lengths= and reset=",
+}
 
 
 class RecurrentLayer(nn.Module):
@@ -81,10 +89,10 @@ class RecurrentLayer(nn.Module):
             for suffix in self._suffixes(layer)
         ]
 
-    def _weights(self) -> list[tuple[rnn.Weights, ...]]:
+    def _weights(self) -> list[tuple[Weights, ...]]:
         return [
             tuple(
-                rnn.Weights(**{name: getattr(self, name + suffix) for name in self._shapes(layer)})
+                Weights(**{name: getattr(self, name + suffix) for name in self._shapes(layer)})
                 for suffix in self._suffixes(layer)
             )
             for layer in range(self.num_layers)
@@ -101,25 +109,19 @@ class RecurrentLayer(nn.Module):
     def _forward(
         self,
         input: Tensor | PackedSequence,
-        states: tuple[Tensor, ...] | None,
+        states: States | None,
         lengths: Tensor | None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        reset: Tensor | None,
+        reset_states: States | None,
+    ) -> tuple[Tensor | PackedSequence, States]:
         """All input forms: padded or packed, batched or not, batch first or not."""
+        if reset is None and reset_states is not None:
+            raise ValueError("reset_hx was given without reset: pass the mask that says where")
         if isinstance(input, PackedSequence):
-            if lengths is not None:
-                raise ValueError(
-                    "lengths was given with a PackedSequence, which has its own: "
-                    "pass one of the two"
-                )
-            self._check_input(input.data, 2)
-            rows = rnn.unpack(input)
-            states = self._states(states, rows.x, len(rows.lengths), True)
-            if input.sorted_indices is not None:
-                states = tuple(s.index_select(1, input.sorted_indices) for s in states)
-            y, states = self._run(rows.x, states, rows.lengths)
-            if input.unsorted_indices is not None:
-                states = tuple(s.index_select(1, input.unsorted_indices) for s in states)
-            return rows.pack(y, input), states
+            for name, given in (("lengths", lengths), ("reset", reset)):
+                if given is not None:
+                    raise ValueError(_NOT_WITH_PACKED[name])
+            return self._forward_packed(input, states)
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead"
@@ -132,19 +134,41 @@ class RecurrentLayer(nn.Module):
         steps, batch = x.shape[:2]
         if steps == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        states = self._states(states, x, batch, batched)
+        states = self._states("hx", states, x, batch, batched)
         if lengths is not None:
             lengths = rnn.checked_lengths(lengths, x, batch, steps)
-        y, states = self._run(x, states, lengths)
+        if reset is not None:
+            reset = rnn.checked_reset(reset, input, self.batch_first)
+            if reset_states is not None:
+                reset_states = self._states("reset_hx", reset_states, x, batch, batched)
+        y, states = self._run(x, states, lengths, reset, reset_states)
         if not batched:
             return y.squeeze(1), tuple(s.squeeze(1) for s in states)
         return y.transpose(0, 1) if self.batch_first else y, states
 
+    def _forward_packed(
+        self, input: PackedSequence, states: States | None
+    ) -> tuple[PackedSequence, States]:
+        self._check_input(input.data, 2)
+        rows = rnn.unpack(input)
+        states = self._states("hx", states, rows.x, len(rows.lengths), True)
+        if input.sorted_indices is not None:
+            states = tuple(s.index_select(1, input.sorted_indices) for s in states)
+        y, states = self._run(rows.x, states, rows.lengths)
+        if input.unsorted_indices is not None:
+            states = tuple(s.index_select(1, input.unsorted_indices) for s in states)
+        return rows.pack(y, input), states
+
     def _run(
-        self, x: Tensor, states: tuple[Tensor, ...], lengths: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        p = self.dropout if self.training else 0.0
-        return rnn.run(CELLS[self.cell], x, states, self._weights(), lengths, p)
+        self,
+        x: Tensor,
+        states: States,
+        lengths: Tensor | None,
+        reset: Tensor | None = None,
+        reset_states: States | None = None,
+    ) -> tuple[Tensor, States]:
+        p, cell = self.dropout if self.training else 0.0, CELLS[self.cell]
+        return rnn.run(cell, x, states, self._weights(), lengths, p, reset, reset_states)
 
     def _check_input(self, x: Tensor, dims: int) -> None:
         weight = self.weight_ih_l0
@@ -167,36 +191,36 @@ class RecurrentLayer(nn.Module):
             )
 
     def _states(
-        self, states: tuple[Tensor, ...] | None, x: Tensor, batch: int, batched: bool
-    ) -> tuple[Tensor, ...]:
-        """The initial states, checked, as ``[L*D, B, width]``; zeros where none are given."""
+        self, hx: str, states: States | None, x: Tensor, batch: int, batched: bool
+    ) -> States:
+        """States given as ``hx``, checked, as ``[L*D, B, width]``; zeros where none are given."""
         count = self.num_layers * (2 if self.bidirectional else 1)
         sizes = self._state_sizes()
         if states is None:
             return tuple(x.new_zeros(count, batch, size) for size in sizes)
         if len(states) != len(sizes):
-            raise RuntimeError(f"hx must hold {len(sizes)} tensors, got {len(states)}")
+            raise RuntimeError(f"{hx} must hold {len(sizes)} tensors, got {len(states)}")
         checked = []
         for name, state, size in zip(CELLS[self.cell].states, states, sizes, strict=True):
             if state.dim() != (3 if batched else 2):
                 raise RuntimeError(
-                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx should also be "
-                    f"{3 if batched else 2}-D but {name} is a {state.dim()}-D tensor"
+                    f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, {hx} should also "
+                    f"be {3 if batched else 2}-D but {name} is a {state.dim()}-D tensor"
                 )
             state = state if batched else state.unsqueeze(1)
             if state.shape != (count, batch, size):
                 raise RuntimeError(
-                    f"Expected hidden size {(count, batch, size)} for {name} in hx, "
+                    f"Expected hidden size {(count, batch, size)} for {name} in {hx}, "
                     f"got {list(state.shape)}"
                 )
             if state.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
                 raise RuntimeError(
-                    f"{name} in hx has dtype {state.dtype} and input has {x.dtype}: they must be "
+                    f"{name} in {hx} has dtype {state.dtype} and input has {x.dtype}: they must be "
                     f"the same, e.g. {name}.to({x.dtype})"
                 )
             if state.device != x.device:
                 raise RuntimeError(
-                    f"{name} in hx is on {state.device} and input is on {x.device}: "
+                    f"{name} in {hx} is on {state.device} and input is on {x.device}: "
                     f"move one of them, e.g. {name}.to({str(x.device)!r})"
                 )
             checked.append(state)

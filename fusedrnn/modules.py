@@ -30,10 +30,15 @@ class LSTM(RecurrentLayer):
         forget_bias: initial value of the SUM of the two forget biases (1.0: Jozefowicz et al.
             2015); None leaves torch's uniform initialisation.
 
-    ``forward(input, hx=None, *, lengths=None)``: ``input`` is ``[T, B, I]`` (``[B, T, I]`` with
-    ``batch_first``), ``[T, I]`` or a PackedSequence; ``hx`` is ``(h0, c0)``, ``[L*D, B, P]`` and
-    ``[L*D, B, H]``; ``lengths`` holds the length of each row of a padded batch, in any order: rows
-    keep their state after their end, and their output is zero there. Returns ``output, (hn, cn)``.
+    ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)``: ``input`` is
+    ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]`` or a PackedSequence; ``hx`` is
+    ``(h0, c0)``, ``[L*D, B, P]`` and ``[L*D, B, H]``. Returns ``output, (hn, cn)``.
+
+    ``lengths`` holds the length of each row of a padded batch, in any order: rows keep their state
+    after their end, and their output is zero there. ``reset`` is a bool tensor ``[T, B]`` (or as
+    the input is laid out): where it is True a row begins anew, as an episode does in reinforcement
+    learning: no state and no gradient passes between step t - 1 and step t, which begins with
+    ``reset_hx`` (shaped as ``hx``; zeros by default), at t = 0 instead of ``hx``.
 
     Raises:
         ValueError, RuntimeError, TypeError: arguments that torch.nn.LSTM refuses too.
@@ -88,9 +93,11 @@ class LSTM(RecurrentLayer):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_hx: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Run the sequence. See the class."""
-        return self._forward(input, hx, lengths)
+        return self._forward(input, hx, lengths, reset, reset_hx)
 
 
 class _OneState(RecurrentLayer):
@@ -102,9 +109,12 @@ class _OneState(RecurrentLayer):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_hx: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the sequence. See the class."""
-        y, (hn,) = self._forward(input, None if hx is None else (hx,), lengths)
+        one = [None if s is None else (s,) for s in (hx, reset_hx)]
+        y, (hn,) = self._forward(input, one[0], lengths, reset, one[1])
         return y, hn
 
 
@@ -127,8 +137,8 @@ class GRU(_OneState):
         dtype: float64, float32, bfloat16 or float16.
         reset_after: see above. The parameters have the same names and shapes either way.
 
-    ``forward(input, hx=None, *, lengths=None)`` as :class:`LSTM`, with ``hx`` and ``hn`` one tensor
-    ``[L*D, B, H]``.
+    ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
+    ``hx``, ``reset_hx`` and ``hn`` one tensor ``[L*D, B, H]``.
 
     Raises:
         ValueError, RuntimeError, TypeError: arguments that torch.nn.GRU refuses too.
@@ -180,7 +190,7 @@ class RNN(_OneState):
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16.
 
-    ``forward(input, hx=None, *, lengths=None)`` as :class:`GRU`.
+    ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`GRU`.
 
     Raises:
         ValueError, RuntimeError, TypeError: arguments that torch.nn.RNN refuses too.

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ._call import Reset, Weights
 from .cells import Cell
+
+Result = tuple[Tensor, Tensor, Tensor]
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -17,54 +20,65 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def sequence(
     cell: Cell,
-    gx: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
+    x: Tensor,
+    weights: tuple[Weights, ...],
     h0: Tensor,
     c0: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One direction of one layer over a whole sequence. See ``ops.sequence`` for the arguments."""
-    with torch.autocast(gx.device.type, enabled=False):  # dtypes are the caller's choice
-        return _sequence(cell, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, reverse)
+    lengths: Tensor | None = None,
+    reset: Reset | None = None,
+) -> Result:
+    """One layer over a whole sequence. See ``ops.sequence`` for the arguments."""
+    results = []
+    with torch.autocast(x.device.type, enabled=False):  # dtypes are the caller's choice
+        for d, w in enumerate(weights):
+            gx = x[d] if w.weight_ih is None else linear(x, w.weight_ih, w.bias_ih)
+            anew = reset and reset.of(d)
+            results.append(_direction(cell, gx, w, h0[d], c0[d], lengths, anew, d == 1))
+    y, hn, cn = zip(*results, strict=True)
+    return torch.cat(y, -1), torch.stack(hn), torch.stack(cn)
 
 
-def _sequence(
+def _direction(
     cell: Cell,
     gx: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
+    w: Weights,
     h0: Tensor,
     c0: Tensor,
     lengths: Tensor | None,
+    reset: Reset | None,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Result:
     dtype, wide = gx.dtype, state_dtype(gx.dtype)
-    T, B = gx.shape[:2]
-    gates = len(cell.gates)
-    W = weight_hh.to(wide).unflatten(0, (gates, -1))  # [G, H, P]
-    bias = None if bias_hh is None else bias_hh.to(wide).unflatten(0, (gates, -1))  # [G, H]
+    T, gates = len(gx), len(cell.gates)
+    W = w.weight_hh.to(wide).unflatten(0, (gates, -1))  # [G, H, P]
+    bias = None if w.bias_hh is None else w.bias_hh.to(wide).unflatten(0, (gates, -1))  # [G, H]
 
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
         v = v.to(dtype).to(wide)  # what meets the weights is rounded to the data's dtype
         b = None if bias is None else bias[first:last].flatten()
         return linear(v, W[first:last].flatten(0, 1), b).chunk(last - first, -1)
 
+    def select(rows: Tensor, a: tuple, b: tuple) -> tuple[Tensor, ...]:
+        return tuple(torch.where(rows, i, j) for i, j in zip(a, b, strict=True))
+
     states = (h0.to(wide), *c0.to(wide).unbind(0))
+    anew: tuple = (0,) * len(states)
+    if reset is not None and reset.h is not None:
+        anew = (reset.h.to(wide), *reset.c.to(wide).unbind(0))
     y: list[Tensor] = [h0] * T
     for t in reversed(range(T)) if reverse else range(T):
+        cut = None if reset is None else reset.before(t, lengths, reverse)
+        if cut is not None:
+            states = select(cut, anew, states)
         x = gx[t].to(wide).chunk(gates, -1)
         new = cell.reference(x, states, recur)
-        if weight_hr is not None:
-            new = (linear(new[0].to(dtype).to(wide), weight_hr.to(wide)), *new[1:])
+        if w.weight_hr is not None:
+            new = (linear(new[0].to(dtype).to(wide), w.weight_hr.to(wide)), *new[1:])
         out = new[0]
         if lengths is not None:
             alive = (t < lengths).unsqueeze(-1)  # [B, 1]
             out = torch.where(alive, out, 0)
-            new = tuple(torch.where(alive, n, s) for n, s in zip(new, states, strict=True))
+            new = select(alive, new, states)
         states = new
         y[t] = out.to(dtype)
     inner = torch.stack(states[1:]) if len(states) > 1 else c0.to(wide)

@@ -8,31 +8,22 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
+from ._call import Reset, Weights
 from .cells import Cell
 
-
-class Weights(NamedTuple):
-    """The parameters of one direction of one layer, in torch.nn's shapes."""
-
-    weight_ih: Tensor  # [G*H, I]
-    weight_hh: Tensor  # [G*H, P]
-    bias_ih: Tensor | None = None  # [G*H]
-    bias_hh: Tensor | None = None  # [G*H]
-    weight_hr: Tensor | None = None  # [P, H]
-
-    def to(self, dtype: torch.dtype) -> "Weights":
-        """The same in another dtype (autocast)."""
-        return Weights(*(None if t is None else t.to(dtype) for t in self))
+States = tuple[Tensor, ...]
 
 
 def run(
     cell: Cell,
     x: Tensor,
-    states: tuple[Tensor, ...],
+    states: States,
     layers: list[tuple[Weights, ...]],
     lengths: Tensor | None = None,
     dropout_p: float = 0.0,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    reset: Tensor | None = None,
+    reset_states: States | None = None,
+) -> tuple[Tensor, States]:
     """Run stacked layers, each of one or two directions, over ``x``.
 
     Args:
@@ -43,34 +34,30 @@ def run(
         layers: the weights, one tuple a layer with one entry a direction.
         lengths: int64 ``[B]`` on the device of ``x``, or None.
         dropout_p: dropout on the output of every layer but the last.
+        reset: bool ``[T, B]``, where rows begin anew; or None.
+        reset_states: what they begin with, shaped as ``states``; None: zeros.
 
     Returns:
         y ``[T, B, D*P]`` and the final states, shaped as ``states``.
     """
-    x, states, layers = _as_autocast_says(x, states, layers)
-    h, inner = states[0], states[1:]
+    x, states, reset_states, layers = _as_autocast_says(x, states, reset_states, layers)
     finals: list[tuple[Tensor, Tensor]] = []
     for number, layer in enumerate(layers):
         if number and dropout_p:
             x = dropout(x, dropout_p)
-        outputs = []
-        for direction, w in enumerate(layer):
-            i = number * len(layer) + direction
-            c0 = torch.stack([s[i] for s in inner]) if inner else h.new_empty(0, *h.shape[1:])
-            y, hn, cn = ops.sequence(
-                cell, x, w.weight_hh, w.bias_hh, w.weight_hr, h[i], c0, lengths, direction == 1,
-                w.weight_ih, w.bias_ih,
-            )  # fmt: skip
-            outputs.append(y)
-            finals.append((hn, cn))
-        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-    hn = torch.stack([f[0] for f in finals])
-    if len(finals) == len(inner) == 1:
-        return x, (hn, finals[0][1])  # it has the shape already
-    return x, (hn, *(torch.stack([f[1][k] for f in finals]) for k in range(len(inner))))
+        h0, c0 = _of_layer(states, number, len(layer))
+        anew = None
+        if reset is not None:
+            anew = Reset(
+                reset, *(_of_layer(reset_states, number, len(layer)) if reset_states else ())
+            )
+        x, *final = ops.sequence(cell, x, layer, h0, c0, lengths, anew)
+        finals.append(final)
+    hn, cn = (torch.cat(f) if len(f) > 1 else f[0] for f in zip(*finals, strict=True))
+    return x, (hn, *cn.unbind(1))
 
 
-def step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
+def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:
     """One step of one layer: a sequence of length one.
 
     Args:
@@ -82,26 +69,31 @@ def step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Weights) ->
     Returns:
         The new states, shaped as ``states``.
     """
-    x, (h, *inner), ((w,),) = _as_autocast_says(x, states, [(weights,)])
-    c0 = torch.stack(inner) if inner else h.new_empty(0, *h.shape)
-    _, hn, cn = ops.sequence(
-        cell, x.unsqueeze(0), w.weight_hh, w.bias_hh, w.weight_hr, h, c0, None, False,
-        w.weight_ih, w.bias_ih,
-    )  # fmt: skip
-    return hn, *(cn[k] for k in range(len(inner)))
+    states = tuple(s.unsqueeze(0) for s in states)
+    x, states, _, (layer,) = _as_autocast_says(x, states, None, [(weights,)])
+    _, hn, cn = ops.sequence(cell, x.unsqueeze(0), layer, *_of_layer(states, 0, 1))
+    return hn[0], *cn[0].unbind(0)
+
+
+def _of_layer(states: States, number: int, directions: int) -> tuple[Tensor, Tensor]:
+    """h ``[D, B, P]`` and the other states ``[D, S-1, B, H]`` of one layer."""
+    h, *inner = (s[number * directions : (number + 1) * directions] for s in states)
+    if len(inner) == 1:
+        return h, inner[0].unsqueeze(1)
+    return h, torch.stack(inner, 1) if inner else h.new_empty(len(h), 0, *h.shape[1:])
 
 
 def _as_autocast_says(
-    x: Tensor, states: tuple[Tensor, ...], layers: list[tuple[Weights, ...]]
-) -> tuple[Tensor, tuple[Tensor, ...], list[tuple[Weights, ...]]]:
+    x: Tensor, states: States, anew: States | None, layers: list[tuple[Weights, ...]]
+) -> tuple[Tensor, States, States | None, list[tuple[Weights, ...]]]:
     """Under autocast everything has its dtype, results too: what cuDNN's and oneDNN's layers do."""
     device_type = x.device.type
     if not torch.is_autocast_enabled(device_type):
-        return x, states, layers
+        return x, states, anew, layers
     dtype = torch.get_autocast_dtype(device_type)
-    if dtype != x.dtype or any(s.dtype != dtype for s in states):
-        x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
-    return x, states, [tuple(w.to(dtype) for w in layer) for layer in layers]
+    x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
+    anew = anew and tuple(s.to(dtype) for s in anew)
+    return x, states, anew, [tuple(w.to(dtype) for w in layer) for layer in layers]
 
 
 class Unpacked(NamedTuple):
@@ -154,3 +146,32 @@ def checked_lengths(lengths: object, x: Tensor, batch: int, steps: int) -> Tenso
                 f"each must be in 1..{steps}, the number of steps"
             )
     return lengths.to(x.device, torch.int64, non_blocking=True)
+
+
+def checked_reset(reset: object, input: Tensor, batch_first: bool) -> Tensor:
+    """``reset=``, shaped as ``input`` without its features, as a bool tensor ``[T, B]``.
+
+    Raises:
+        TypeError: not a bool tensor.
+        ValueError: another shape.
+        RuntimeError: on another device than the input.
+    """
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+        found = f"dtype {reset.dtype}" if isinstance(reset, Tensor) else type(reset).__name__
+        raise TypeError(
+            f"reset has {found}; it must be a bool tensor, True where a row begins anew: "
+            "e.g. use done.bool()"
+        )
+    if reset.shape != input.shape[:-1]:
+        raise ValueError(
+            f"reset has shape {tuple(reset.shape)}; it must have that of input without its "
+            f"features, {tuple(input.shape[:-1])}"
+        )
+    if reset.device != input.device:
+        raise RuntimeError(
+            f"reset is on {reset.device} and input is on {input.device}: "
+            f"move one of them, e.g. reset.to({str(input.device)!r})"
+        )
+    if input.dim() == 2:
+        return reset.unsqueeze(1)
+    return reset.t().contiguous() if batch_first else reset

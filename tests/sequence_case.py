@@ -1,8 +1,7 @@
-"""Problems for one kernel: every cell, option and dtype, sizes on both sides of tile borders.
+"""Problems for one layer: every cell, option and dtype, sizes on both sides of tile borders.
 
-The error rule (exactness.py) needs torch's own operator, and torch has none for one direction of
-an arbitrary cell: here it is the same equations as torch operators in the data's own dtype, step by
-step.
+The error rule (exactness.py) needs torch's own operator, and torch has none for an arbitrary cell:
+here it is the same equations as torch operators in the data's own dtype, step by step.
 """
 
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fusedrnn import reference
+from fusedrnn._call import Reset, Weights
 from fusedrnn.cells import CELLS, Cell
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,19 +24,22 @@ Run = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """One direction of one layer. ``P``: the projection's size, ``lengths`` each row's."""
+    """One layer. ``P``: the projection's size; ``lengths``: each row's; ``reset``: "zeros", "given"
+    (states to begin anew with) or None."""
 
     T: int
     B: int
     H: int
     P: int | None = None
     bias: bool = True
+    directions: int = 1
     lengths: tuple[int, ...] | None = None
-    reverse: bool = False
+    reset: str | None = None
 
     def __str__(self) -> str:
         extras = [f"P{self.P}"] * (self.P is not None) + ["nobias"] * (not self.bias)
-        extras += ["lengths"] * (self.lengths is not None) + ["reverse"] * self.reverse
+        extras += ["both"] * (self.directions == 2) + ["lengths"] * (self.lengths is not None)
+        extras += [f"reset_{self.reset}"] * (self.reset is not None)
         return "-".join([f"T{self.T}", f"B{self.B}", f"H{self.H}", *extras])
 
 
@@ -45,17 +48,18 @@ PLAIN = (
     Case(T=1, B=1, H=1),
     Case(T=4, B=7, H=7),
     Case(T=3, B=33, H=33, bias=False),
-    Case(T=3, B=2, H=67, reverse=True),
+    Case(T=3, B=2, H=67, directions=2),
     Case(T=2, B=65, H=16),
     Case(T=3, B=5, H=64),
-    Case(T=7, B=5, H=13, lengths=(3, 7, 1, 0, 5)),
-    Case(T=7, B=5, H=13, lengths=(3, 6, 1, 0, 5), reverse=True),
+    Case(T=7, B=5, H=13, lengths=(3, 7, 1, 0, 5), reset="zeros"),
+    Case(T=7, B=5, H=13, lengths=(3, 6, 1, 0, 5), directions=2),
+    Case(T=6, B=4, H=9, directions=2, reset="given"),
 )
 PROJECTED = (
     Case(T=4, B=3, H=33, P=17),
-    Case(T=3, B=34, H=16, P=8, bias=False, reverse=True),
+    Case(T=3, B=34, H=16, P=8, bias=False, directions=2),
     Case(T=6, B=4, H=9, P=5, lengths=(2, 6, 0, 4)),
-    Case(T=6, B=4, H=9, P=5, lengths=(2, 5, 0, 4), reverse=True),
+    Case(T=6, B=4, H=9, P=5, lengths=(2, 5, 0, 4), directions=2, reset="given"),
     Case(T=2, B=2, H=8, P=8),
 )
 
@@ -70,42 +74,59 @@ def cases(names: tuple[str, ...] = tuple(CELLS)) -> list:
 
 
 def inputs(cell: Cell, case: Case, dtype: torch.dtype, device: str = "cpu") -> Result:
-    """Random tensors for ``ops.sequence``, in its order; weights scaled as torch.nn's."""
+    """Random tensors by name, see ``arguments``; weights scaled as torch.nn's."""
     random = torch.Generator().manual_seed(case.T * 1009 + case.B * 101 + case.H)
-    G, S, H, P = len(cell.gates), len(cell.states), case.H, case.P or case.H
+    N, G, S, H, P = case.directions, len(cell.gates), len(cell.states), case.H, case.P or case.H
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         values = torch.randn(*size, generator=random, dtype=torch.float64) * scale
         return values.to(device, dtype)
 
-    gx, gain = normal(case.T, case.B, G * H), 1.0
+    x, gain = normal(N, case.T, case.B, G * H), 1.0
     if cell.name == "rnn_relu":
         # Its derivative jumps at 0, where the last bit would decide: keep off it.
-        gx, gain = gx + 4 * gx.sign(), 0.25
-    return {
-        "gx": gx,
-        "weight_hh": normal(G * H, P, scale=gain * P**-0.5),
-        "bias_hh": normal(G * H, scale=H**-0.5) if case.bias else None,
-        "weight_hr": normal(P, H, scale=H**-0.5) if case.P else None,
-        "h0": normal(case.B, P, scale=0.5),
-        "c0": normal(S - 1, case.B, H, scale=0.5),
-    }
+        x, gain = x + 4 * x.sign(), 0.25
+    tensors = {"x": x}
+    for d in range(N):
+        tensors[f"weight_hh{d}"] = normal(G * H, P, scale=gain * P**-0.5)
+        if case.bias:
+            tensors[f"bias_hh{d}"] = normal(G * H, scale=H**-0.5)
+        if case.P:
+            tensors[f"weight_hr{d}"] = normal(P, H, scale=H**-0.5)
+    for name in ("0", *(["_reset"] if case.reset == "given" else [])):
+        tensors[f"h{name}"] = normal(N, case.B, P, scale=0.5)
+        tensors[f"c{name}"] = normal(N, S - 1, case.B, H, scale=0.5)
+    return tensors
+
+
+def arguments(case: Case, tensors: Result) -> tuple:
+    """What ``ops.sequence`` takes after the cell."""
+    weights = tuple(
+        Weights(
+            None, tensors[f"weight_hh{d}"], None,
+            tensors.get(f"bias_hh{d}"), tensors.get(f"weight_hr{d}"),
+        )
+        for d in range(case.directions)
+    )  # fmt: skip
+    device, lengths, reset = tensors["x"].device, None, None
+    if case.lengths is not None:
+        lengths = torch.tensor(case.lengths, device=device)
+    if case.reset is not None:
+        random = torch.Generator().manual_seed(case.T)
+        mask = torch.rand(case.T, case.B, generator=random) < 0.4
+        reset = Reset(mask.to(device), tensors.get("h_reset"), tensors.get("c_reset"))
+    return tensors["x"], weights, tensors["h0"], tensors["c0"], lengths, reset
 
 
 def run(function: Run, cell: Cell, case: Case, tensors: Result, dtype: torch.dtype) -> Result:
     """Outputs, and gradients of every input, of ``function`` in ``dtype``."""
-    leaves = {
-        name: None if t is None else t.detach().to(dtype).requires_grad_()
-        for name, t in tensors.items()
-    }
-    device = tensors["gx"].device
-    lengths = None if case.lengths is None else torch.tensor(case.lengths, device=device)
-    outputs = function(cell, *leaves.values(), lengths, case.reverse)
+    leaves = {name: t.detach().to(dtype).requires_grad_() for name, t in tensors.items()}
+    outputs = function(cell, *arguments(case, leaves))
     # A different weight for every element of every output: nothing cancels.
     random = torch.Generator().manual_seed(7)
-    weights = [torch.randn(o.shape, generator=random).to(device, dtype) for o in outputs]
+    weights = [torch.randn(o.shape, generator=random).to(o) for o in outputs]
     pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.numel()]
-    present = {name: t for name, t in leaves.items() if t is not None and t.numel()}
+    present = {name: t for name, t in leaves.items() if t.numel()}
     grads = torch.autograd.grad(
         [o for o, _ in pairs], list(present.values()), [w for _, w in pairs]
     )
@@ -115,35 +136,58 @@ def run(function: Run, cell: Cell, case: Case, tensors: Result, dtype: torch.dty
 
 def plain(
     cell: Cell,
-    gx: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
+    x: Tensor,
+    weights: tuple[Weights, ...],
     h0: Tensor,
     c0: Tensor,
     lengths: Tensor | None,
+    reset: Reset | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same layer as torch operators in the data's own dtype, step by step."""
+    results = []
+    for d, w in enumerate(weights):
+        begin, anew = (h0[d], *c0[d]), (torch.zeros_like(h0[d]), *torch.zeros_like(c0[d]))
+        if reset is not None and reset.h is not None:
+            anew = (reset.h[d], *reset.c[d])
+        results.append(_plain_direction(cell, x[d], w, begin, anew, lengths, reset, d == 1))
+    y, hn, cn = zip(*results, strict=True)
+    return torch.cat(y, -1), torch.stack(hn), torch.stack(cn).view_as(c0)
+
+
+def _plain_direction(
+    cell: Cell,
+    gx: Tensor,
+    w: Weights,
+    states: tuple[Tensor, ...],
+    anew: tuple[Tensor, ...],
+    lengths: Tensor | None,
+    reset: Reset | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same sequence as torch operators in the data's own dtype, step by step."""
     gates, T = len(cell.gates), gx.shape[0]
-    H = weight_hh.shape[0] // gates
+    H = w.weight_hh.shape[0] // gates
 
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
         rows = slice(first * H, last * H)
-        b = None if bias_hh is None else bias_hh[rows]
-        return linear(v, weight_hh[rows], b).chunk(last - first, -1)
+        b = None if w.bias_hh is None else w.bias_hh[rows]
+        return linear(v, w.weight_hh[rows], b).chunk(last - first, -1)
 
-    states, y = (h0, *c0.unbind(0)), [h0] * T
+    def choose(rows: Tensor, a: tuple, b: tuple) -> tuple[Tensor, ...]:
+        return tuple(torch.where(rows.unsqueeze(-1), i, j) for i, j in zip(a, b, strict=True))
+
+    y = [states[0]] * T
+    end = torch.full((gx.shape[1],), T, device=gx.device) if lengths is None else lengths
     for t in reversed(range(T)) if reverse else range(T):
+        boundary = t + 1 if reverse else t
+        if reset is not None and boundary < T:
+            states = choose(reset.mask[boundary] & (boundary < end), anew, states)
         new = cell.reference(gx[t].chunk(gates, -1), states, recur)
-        if weight_hr is not None:
-            new = (linear(new[0], weight_hr), *new[1:])
-        alive = torch.ones_like(h0[:, :1], dtype=torch.bool)
-        if lengths is not None:
-            alive = (t < lengths).unsqueeze(-1)
-        states = tuple(torch.where(alive, n, s) for n, s in zip(new, states, strict=True))
-        y[t] = torch.where(alive, new[0], 0)
-    return torch.stack(y), states[0], torch.stack(states[1:]) if len(states) > 1 else c0
+        if w.weight_hr is not None:
+            new = (linear(new[0], w.weight_hr), *new[1:])
+        states = choose(t < end, new, states)
+        (y[t],) = choose(t < end, new[:1], (torch.zeros_like(new[0]),))
+    inner = torch.stack(states[1:]) if len(states) > 1 else states[0].new_empty(0)
+    return torch.stack(y), states[0], inner
 
 
 def truth(cell: Cell, case: Case, tensors: Result) -> Result:

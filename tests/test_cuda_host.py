@@ -6,10 +6,12 @@ model or compiler: tests/test_gpu.py does.
 
 import pytest
 import torch
-from sequence_case import CELLS, DTYPES, Case, cases, check, inputs, plain, run, truth
+from exactness import assert_close64
+from sequence_case import CELLS, DTYPES, Case, arguments, cases, check, inputs, plain, run, truth
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from fusedrnn import ops, plan
+from fusedrnn import ops, plan, reference
 from fusedrnn.reference import state_dtype
 
 host = pytest.importorskip(
@@ -17,6 +19,7 @@ host = pytest.importorskip(
     reason="not built: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace",
 )
 
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 GUARD = (
     64  # elements around each tensor: NaN before the call; a change there is a write out of bounds
 )
@@ -30,79 +33,117 @@ def guarded(size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 class Host:
-    """Stands in for the native ops: same arguments, same results, from the kernels on the host."""
+    """Stands in for the native ops: same arguments, same results, from the kernels on the host.
 
-    def __init__(self, order: int = 0) -> None:
-        self.order = order
+    ``order``: of threads and CTAs (csrc/testing/cuda_host.h). ``apart``: directions one by one.
+    """
 
-    def __call__(self, direction: str, backend: str) -> object:
+    def __init__(self, order: int = 0, apart: bool = False) -> None:
+        self.order, self.apart = order, apart
+
+    def __call__(self, way: str, backend: str) -> object:
         assert backend == "cuda"
-        return {"forward": self.forward, "backward": self.backward}[direction]
+        return {"forward": self.forward, "backward": self.backward}[way]
 
-    def call(self, direction, cell, sizes, dtype, reverse, given, made):
-        """Launch on copies of ``given`` within guards; return new tensors of the sizes ``made``."""
-        T, B, H, P = sizes
+    def call(self, way, cell, sizes, dtype, given, made):
+        """Launch on copies of ``given`` within guards; return new tensors of the sizes ``made``.
+
+        ``sizes``: N, T, B, H, P. y and dy have columns of each direction, lengths and reset serve
+        both, all else has an entry for each.
+        """
+        N, T, B, H, P = sizes
         name = str(dtype).removeprefix("torch.")
-        problem = host.Problem(T=T, B=B, H=H, P=P, dtype=name, reverse=reverse)
+        problem = host.Problem(T=T, B=B, H=H, P=P, dtype=name, y_row=N * P)
         views, buffers = {}, {}
-        for key, tensor in given.items():
-            if tensor is None:
-                continue
-            if not tensor.is_floating_point():
-                views[key] = tensor.contiguous()
-                continue
-            views[key], _ = guarded(tensor.shape, tensor.dtype)
-            views[key].copy_(tensor)
+        for key, value in given.items():
+            if isinstance(value, list) and value:
+                views[key] = [guarded(t.shape, t.dtype)[0].copy_(t) for t in value]
+            elif isinstance(value, Tensor) and value.is_floating_point():
+                views[key] = guarded(value.shape, value.dtype)[0].copy_(value)
+            elif isinstance(value, Tensor):
+                views[key] = value.contiguous()
         for key, (size, kind) in made.items():
             views[key], buffers[key] = guarded(size, kind)
-        pointers = {key: view.data_ptr() for key, view in views.items()}
-        wrong = getattr(host, direction)(cell, problem, pointers, self.order)
-        if wrong is not None:
-            raise RuntimeError(wrong)
+
+        def pointer(key, d):
+            if key in ("lengths", "reset"):
+                return views[key].data_ptr()
+            part = views[key][..., d * P :] if key in ("y", "dy") else views[key][d]
+            return part.data_ptr()
+
+        layer = [(d == 1, {key: pointer(key, d) for key in views}) for d in range(N)]
+        for directions in [[one] for one in layer] if self.apart else [layer]:
+            wrong = getattr(host, way)(cell, problem, directions, self.order)
+            if wrong is not None:
+                raise RuntimeError(wrong)
         for key, buffer in buffers.items():
             outside = torch.cat([buffer[:GUARD], buffer[len(buffer) - GUARD :]])
             assert outside.isnan().all(), f"{key}: written out of bounds"
         return {key: views[key].clone() for key in made}
 
-    def forward(self, cell, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, reverse, save):
+    def forward(
+        self, cell, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, reset, reset_h, reset_c,
+        save,
+    ):  # fmt: skip
         given = {"gx": gx, "weight_hh": weight_hh, "bias_hh": bias_hh, "weight_hr": weight_hr}
         given |= {"h0": h0, "c0": c0, "lengths": lengths}
-        record, dtype = CELLS[cell], gx.dtype
-        (T, B), P, S = gx.shape[:2], weight_hh.shape[1], len(record.states)
-        H = weight_hh.shape[0] // len(record.gates)
-        made = {"y": ((T, B, P), dtype), "hn": ((B, P), dtype), "cn": ((S - 1, B, H), dtype)}
+        given |= {"reset": reset, "reset_h": reset_h, "reset_c": reset_c}
+        record, dtype, T = CELLS[cell], h0.dtype, len(gx[0])
+        (N, B, P), H = h0.shape, weight_hh[0].shape[0] // len(record.gates)
+        made = {"y": ((T, B, N * P), dtype), "hn": (h0.shape, dtype), "cn": (c0.shape, dtype)}
         if save:
-            made["saved"] = ((T, B, len(record.saved), H), dtype)
-            made["cells"] = ((T, S - 1, B, H), state_dtype(dtype))
-        if save and weight_hr is not None:
-            made["hidden"] = ((T, B, H), dtype)
-        got = self.call("forward", cell, (T, B, H, P), dtype, reverse, given, made)
-        empty = gx.new_empty(0)
+            made["saved"] = ((N, T, B, len(record.saved), H), dtype)
+            made["cells"] = ((N, T, len(record.states) - 1, B, H), state_dtype(dtype))
+        if save and weight_hr:
+            made["hidden"] = ((N, T, B, H), dtype)
+        got = self.call("forward", cell, (N, T, B, H, P), dtype, given, made)
+        empty = h0.new_empty(0)
         return tuple(got.get(k, empty) for k in ("y", "hn", "cn", "saved", "cells", "hidden"))
 
     def backward(
-        self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, lengths, reverse, saved, cells
-    ):
+        self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, lengths, reset, reset_h,
+        reset_c, saved, cells,
+    ):  # fmt: skip
         given = {"dy": dy, "dhn": dhn, "dcn": dcn, "y": y, "h0": h0, "c0": c0, "saved": saved}
-        given |= {
-            "weight_hh": weight_hh,
-            "weight_hr": weight_hr,
-            "lengths": lengths,
-            "cells": cells,
-        }
-        record, dtype, (T, B, P) = CELLS[cell], y.dtype, y.shape
-        H = weight_hh.shape[0] // len(record.gates)
-        made = {"grads": ((T, B, record.grads, H), dtype), "dh0": ((B, P), dtype)}
-        made["dc0"] = (tuple(c0.shape), dtype)
-        if weight_hr is not None:
-            made["dh"] = ((T, B, P), dtype)
-        got = self.call("backward", cell, (T, B, H, P), dtype, reverse, given, made)
-        return tuple(got.get(k, y.new_empty(0)) for k in ("grads", "dh0", "dc0", "dh"))
+        given |= {"weight_hh": weight_hh, "weight_hr": weight_hr, "cells": cells}
+        given |= {"lengths": lengths, "reset": reset, "reset_h": reset_h, "reset_c": reset_c}
+        record, dtype, T = CELLS[cell], h0.dtype, len(y)
+        (N, B, P), H = h0.shape, weight_hh[0].shape[0] // len(record.gates)
+        made = {"grads": ((N, T, B, record.grads, H), dtype)}
+        made |= {"dh0": (h0.shape, dtype), "dc0": (c0.shape, dtype)}
+        if weight_hr:
+            made["dh"] = ((N, T, B, P), dtype)
+        if reset_h is not None:
+            made |= {"dreset_h": (h0.shape, dtype), "dreset_c": (c0.shape, dtype)}
+        got = self.call("backward", cell, (N, T, B, H, P), dtype, given, made)
+        names = ("grads", "dh0", "dc0", "dh", "dreset_h", "dreset_c")
+        return tuple(got.get(k, h0.new_empty(0)) for k in names)
 
 
-def sequence(cell, *arguments):
-    """ops.sequence, but on the CUDA kernels wherever the tensors are."""
-    return ops.Sequence.apply(cell.name, "cuda", *arguments, None, None)
+def sequence(cell, x, weights, h0, c0, lengths=None, reset=None):
+    """ops.sequence with gradients, but on the CUDA kernels wherever the tensors are."""
+    mask, *anew = (None, None, None) if reset is None else reset
+    flat = [t for w in weights for t in w]
+    return ops.Sequence.apply(cell.name, "cuda", lengths, mask, x, h0, c0, *anew, *flat)
+
+
+def native(case, tensors):
+    """What the native forward op takes after the cell, but for ``save``."""
+    x, weights, h0, c0, lengths, reset = arguments(case, tensors)
+    lists = [
+        [t for t in kind if t is not None]
+        for kind in zip(*((w.weight_hh, w.bias_hh, w.weight_hr) for w in weights), strict=True)
+    ]
+    return [list(x), *lists, h0, c0, lengths, *(reset or (None, None, None))]
+
+
+def round_trip(device, cell, case, tensors):
+    """Results of the native forward op, and of the backward op on gradients of ones."""
+    gx, W, b, R, h0, c0, *spans = given = native(case, tensors)
+    forward = device.forward(cell.name, *given, True)
+    y, hn, cn, saved, cells, _ = forward
+    dout = [torch.ones_like(t) for t in (y, hn, cn)]
+    return forward, device.backward(cell.name, *dout, y, h0, c0, W, R, *spans, saved, cells)
 
 
 @pytest.fixture
@@ -123,79 +164,129 @@ def test_against_float64(on_host, cell, case, dtype):
     check(run(sequence, cell, case, tensors, dtype), true, theirs, dtype, cell.name)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_order_of_threads_and_ctas_does_not_matter(on_host, name):
+@cells
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("lengths", [None, (5, 1, 0, 4)])
+@pytest.mark.parametrize("reset", ["zeros", "given"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_resets(on_host, cell, directions, lengths, reset, everywhere):
+    """At some steps of some rows, or at all."""
+
+    def with_mask(function):
+        def call(*arguments):
+            *rest, anew = arguments
+            mask = torch.ones_like(anew.mask) if everywhere else anew.mask
+            return function(*rest, anew._replace(mask=mask))
+
+        return call
+
+    for P in (None, 3) if cell.name in ("lstm", "rnn_tanh") else (None,):
+        case = Case(5, 4, 5, P=P, directions=directions, lengths=lengths, reset=reset)
+        tensors = inputs(cell, case, torch.float64)
+        found, true = (
+            run(with_mask(function), cell, case, tensors, torch.float64)
+            for function in (sequence, reference.sequence)
+        )
+        assert_close64(found, true, cell.name)
+
+
+@cells
+@pytest.mark.parametrize("reset", [None, "given"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_both_directions_at_once_are_two_calls(cell, reset, dtype):
+    """Bit for bit."""
+    for P in (None, 19) if cell.name == "lstm" else (None,):
+        case = Case(3, 5, 35, P=P, directions=2, lengths=(1, 3, 2, 0, 3), reset=reset)
+        tensors = inputs(cell, case, dtype)
+        together, apart = (
+            round_trip(Host(apart=one), cell, case, tensors) for one in (False, True)
+        )
+        for a, b in zip(tree_leaves(together), tree_leaves(apart), strict=True):
+            assert torch.equal(a, b)
+
+
+@cells
+def test_order_of_threads_and_ctas_does_not_matter(on_host, cell):
     """A missing barrier, or CTAs that read each other's results, would change bits."""
-    case = Case(T=3, B=33, H=35, lengths=(1, 3, 2) * 11, P=19 if name == "lstm" else None)
-    tensors = inputs(CELLS[name], case, torch.float32)
+    P = 19 if cell.name == "lstm" else None
+    case = Case(3, 33, 35, P, directions=2, lengths=(1, 3, 2) * 11, reset="given")
+    tensors = inputs(cell, case, torch.float32)
     results = []
     for order in (0, 1, 12345, 999):  # ascending, descending, two random orders
         on_host(order)
-        results.append(run(sequence, CELLS[name], case, tensors, torch.float32))
+        results.append(run(sequence, cell, case, tensors, torch.float32))
     for other in results[1:]:
         assert all(torch.equal(results[0][key], other[key]) for key in other)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_gradcheck(on_host, name):
-    case = Case(T=3, B=2, H=3, lengths=(3, 2), P=2 if name == "lstm" else None)
-    leaves = inputs(CELLS[name], case, torch.float64).values()
-    leaves = [None if t is None else t.requires_grad_() for t in leaves]
-    lengths = torch.tensor(case.lengths)
-    outputs = len(CELLS[name].states) + 1
-    assert torch.autograd.gradcheck(
-        lambda *a: sequence(CELLS[name], *a, lengths, True)[:outputs], leaves
-    )
+@cells
+@pytest.mark.parametrize("reset", [None, "given"])
+def test_gradcheck(on_host, cell, reset):
+    P = 2 if cell.name == "lstm" else None
+    case = Case(3, 2, 3, P, directions=2, lengths=(3, 2), reset=reset)
+    tensors = inputs(cell, case, torch.float64)
+    names = [name for name, t in tensors.items() if t.numel()]
+
+    def call(*values):
+        given = tensors | dict(zip(names, values, strict=True))
+        return tuple(t for t in sequence(cell, *arguments(case, given)) if t.numel())
+
+    assert torch.autograd.gradcheck(call, [tensors[name].requires_grad_() for name in names])
 
 
-@pytest.mark.parametrize("name", CELLS)
+@cells
 @pytest.mark.parametrize("missing", ["dy", "dhn", "dcn"])
-def test_absent_gradients_are_zero(name, missing):
-    cell, device = CELLS[name], Host()
-    gx, W, b, R, h0, c0 = inputs(cell, Case(T=3, B=2, H=5), torch.float32).values()
-    y, hn, cn, saved, cells, _ = device.forward(name, gx, W, b, R, h0, c0, None, False, True)
+def test_absent_gradients_are_zero(cell, missing):
+    case, device = Case(3, 2, 5, directions=2), Host()
+    gx, W, b, R, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float32))
+    y, hn, cn, saved, cells, _ = device.forward(cell.name, *given, True)
     dout = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "dcn": torch.ones_like(cn)}
-    rest = (y, h0, c0, W, R, None, False, saved, cells)
-    with_zero = device.backward(name, *(dout | {missing: dout[missing] * 0}).values(), *rest)
-    without = device.backward(name, *(dout | {missing: None}).values(), *rest)
+    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    with_zero = device.backward(cell.name, *(dout | {missing: dout[missing] * 0}).values(), *rest)
+    without = device.backward(cell.name, *(dout | {missing: None}).values(), *rest)
     assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
 
 
-def test_one_launch_a_step():
-    """What the planner counts on."""
-    tensors = inputs(CELLS["lstm"], Case(T=5, B=2, H=4), torch.float32)
-    before = host.launches()
-    Host().forward("lstm", *tensors.values(), None, False, False)
-    (planned,) = (p for p in plan.plans("lstm", 5, 2, 4, device="h200") if p.kernel == "stepwise")
-    # and two for each state: in and out
-    assert host.launches() - before == planned.launches + 4 == 5 + 4
+@pytest.mark.parametrize("directions", [1, 2])
+def test_one_launch_a_step(directions):
+    """What the planner counts on, for both directions together."""
+    case = Case(5, 2, 4, directions=directions)
+    tensors, before = inputs(CELLS["lstm"], case, torch.float32), host.launches()
+    Host().forward("lstm", *native(case, tensors), False)
+    both = directions == 2
+    found = plan.plans("lstm", 5, 2, 4, bidirectional=both, device="h200")
+    (planned,) = (p for p in found if p.kernel == "stepwise")
+    # and one for the states on their way in, one on their way out
+    assert host.launches() - before == planned.launches + 2 == 5 + 2
 
 
 def test_sizes_that_no_kernel_takes():
-    name = "gru_reset_before"
-    gx, W, b, R, h0, c0 = inputs(CELLS[name], Case(T=1, B=1, H=4, P=2), torch.float32).values()
+    case = Case(1, 1, 4, P=2)
+    gx, W, b, R, *rest = native(case, inputs(CELLS["gru_reset_before"], case, torch.float32))
     with pytest.raises(RuntimeError, match="but no projection"):
-        Host().forward(name, gx, W, b, None, h0, c0, None, False, False)
+        Host().forward("gru_reset_before", gx, W, b, [], *rest, False)
     with pytest.raises(RuntimeError, match="second product takes no projection"):
-        Host().forward(name, gx, W, b, R, h0, c0, None, False, False)
+        Host().forward("gru_reset_before", gx, W, b, R, *rest, False)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_empty_batch(on_host, name):
-    leaves = inputs(CELLS[name], Case(T=2, B=0, H=4), torch.float32)
-    leaves = {k: None if t is None else t.requires_grad_() for k, t in leaves.items()}
-    y, hn, _ = sequence(CELLS[name], *leaves.values(), None, False)
-    assert y.shape == (2, 0, 4) and hn.shape == (0, 4)
+@cells
+def test_empty_batch(on_host, cell):
+    case = Case(2, 0, 4, directions=2)
+    leaves = {k: t.requires_grad_() for k, t in inputs(cell, case, torch.float32).items()}
+    y, hn, _ = sequence(cell, *arguments(case, leaves))
+    assert y.shape == (2, 0, 8) and hn.shape == (2, 0, 4)
     y.sum().backward()
-    assert not leaves["weight_hh"].grad.any() and leaves["gx"].grad.shape == leaves["gx"].shape
+    assert not leaves["weight_hh0"].grad.any() and leaves["x"].grad.shape == leaves["x"].shape
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_no_steps(name):
+@cells
+def test_no_steps(cell):
     """The states pass through."""
-    gx, W, b, R, h0, c0 = inputs(CELLS[name], Case(T=0, B=3, H=4), torch.float16).values()
-    y, hn, cn, saved, cells, _ = Host().forward(name, gx, W, b, R, h0, c0, None, False, True)
+    case = Case(0, 3, 4, directions=2, reset="given")
+    gx, W, b, R, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
+    y, hn, cn, saved, cells, _ = Host().forward(cell.name, *given, True)
     assert y.numel() == 0 and torch.equal(hn, h0) and torch.equal(cn, c0)
-    rest = (y, h0, c0, W, R, None, False, saved, cells)
-    _, dh0, dc0, _ = Host().backward(name, None, hn, cn, *rest)
+    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    _, dh0, dc0, _, *dreset = Host().backward(cell.name, None, hn, cn, *rest)
     assert torch.equal(dh0, hn) and torch.equal(dc0, cn)
+    assert not any(t.any() for t in dreset)

@@ -98,7 +98,8 @@ def test_what_the_planner_says_the_compiler_says_too(name, dtype):
         if line.startswith("| ")
     ]
     title, table = rows[0], [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
-    registers = [column for column in title if column.startswith("sm_")]
+    # Of cards like the H200: before sm_80 there are no tensor cores, and more registers a thread.
+    registers = [column for column in title if column.startswith("sm_") and column != "sm_75"]
     for backward in (False, True):
         mine = [
             row

@@ -1,8 +1,11 @@
 """The sequence op: every cell of the registry against the reference, gradients by gradcheck."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from exactness import assert_close64
+from sequence_case import Case, arguments, inputs, run, truth
 from torch.library import opcheck
 
 import fusedrnn
@@ -11,156 +14,224 @@ from fusedrnn.cells import CELLS
 
 needs_native = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+directions = pytest.mark.parametrize("directions", [1, 2])
+ragged = pytest.mark.parametrize("ragged", [False, True])
+reset = pytest.mark.parametrize("reset", [None, "zeros", "given"])
 
 
-def problem(cell, T, B, H, *, P=None, bias=True, dtype=torch.float64, device="cpu"):
-    """Random tensors for one call: gx, weight_hh, bias_hh, weight_hr, h0, c0."""
-    G, S, width = len(cell.gates), len(cell.states), P or H
-    new = {"dtype": dtype, "device": device}
-    tensors = [
-        torch.randn(T, B, G * H, **new),
-        torch.randn(G * H, width, **new) / width**0.5,
-        torch.randn(G * H, **new) if bias else None,
-        torch.randn(P, H, **new) / H**0.5 if P else None,
-        torch.randn(B, width, **new),
-        torch.randn(S - 1, B, H, **new),
-    ]
-    return [None if t is None else t.requires_grad_() for t in tensors]
-
-
-def run(cell, tensors, lengths, reverse):
-    """Outputs and all gradients of a fixed random function of them."""
-    outputs = ops.sequence(cell, *tensors, lengths, reverse)
-    generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(o.shape, generator=generator, dtype=o.dtype).to(o.device) for o in outputs]
-    wrt = [t for t in tensors if t is not None]
-    live = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-    outs, grads = zip(*live, strict=True)
-    values = torch.autograd.grad(outs, wrt, grads, allow_unused=True)
-    return outputs, [
-        torch.zeros_like(t) if v is None else v for v, t in zip(values, wrt, strict=True)
-    ]
+def lengths_of(T, B):
+    return tuple(torch.randint(0, T + 1, (B,), generator=torch.Generator().manual_seed(B)).tolist())
 
 
 @cells
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("ragged", [False, True])
+@directions
+@ragged
+@reset
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 3, 7), (4, 33, 17), (3, 2, 131)])
-def test_equals_reference(cell, reverse, ragged, sizes, device):
-    T, B, H = sizes
-    lengths = torch.randint(0, T + 1, (B,), device=device) if ragged else None
-    for bias in (True, False):
-        tensors = problem(cell, T, B, H, bias=bias, device=device)
-        ours = run(cell, tensors, lengths, reverse)
-        with fusedrnn.backend("reference"):
-            truth = run(cell, tensors, lengths, reverse)
-        assert_close64(ours, truth, cell.name)
+def test_equals_reference(cell, directions, ragged, reset, sizes, device):
+    case = Case(*sizes, directions=directions, reset=reset, bias=ragged or sizes[0] != 5)
+    if ragged:
+        case = replace(case, lengths=lengths_of(case.T, case.B))
+    tensors = inputs(cell, case, torch.float64, device)
+    ours = run(ops.sequence, cell, case, tensors, torch.float64)
+    assert_close64(ours, truth(cell, case, tensors), cell.name)
+
+
+def flat(cell, case, tensors):
+    """The op as a function of tensors alone, and those tensors: what gradcheck takes."""
+    names = [name for name, t in tensors.items() if t.numel()]
+
+    def call(*values):
+        given = tensors | dict(zip(names, values, strict=True))
+        y, hn, cn = ops.sequence(cell, *arguments(case, given))
+        return (y, hn, cn) if cn.numel() else (y, hn)
+
+    return call, [tensors[name].requires_grad_() for name in names]
 
 
 @cells
 @needs_native
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("ragged", [False, True])
-def test_gradcheck_of_the_native_kernel(cell, reverse, ragged):
-    lengths = torch.tensor([3, 1, 0]) if ragged else None
+@directions
+@pytest.mark.parametrize("lengths", [None, (3, 1, 0)])
+@reset
+def test_gradcheck_of_the_native_kernel(cell, directions, lengths, reset):
     P = 2 if cell.name == "lstm" else None
     for width in {None, P}:
-        tensors = problem(cell, 3, 3, 5, P=width)
-        wrt = [t for t in tensors if t is not None and t.numel()]
-
-        def call(*values, tensors=tensors):
-            it = iter(values)
-            filled = [t if t is None or not t.numel() else next(it) for t in tensors]
-            y, hn, cn = ops.sequence(cell, *filled, lengths, reverse)
-            return (y, hn, cn) if cn.numel() else (y, hn)
-
+        case = Case(3, 3, 5, width, directions=directions, lengths=lengths, reset=reset)
         with fusedrnn.backend("cpu"):
-            assert torch.autograd.gradcheck(call, wrt)
+            assert torch.autograd.gradcheck(*flat(cell, case, inputs(cell, case, torch.float64)))
+
+
+def row(case, tensors, b, begin, end, **more):
+    """Steps begin..end of row b as a problem of its own."""
+    alone = {}
+    for name, t in tensors.items():
+        if name == "x":
+            t = t[:, begin:end, b : b + 1]
+        elif name[0] in "hc":
+            t = t[..., b : b + 1, :]
+        alone[name] = t
+    return Case(end - begin, 1, case.H, directions=case.directions), alone | more
 
 
 @cells
-def test_lengths_equal_rows_run_alone(cell, device):
-    T, B, H = 6, 4, 5
-    lengths = torch.tensor([6, 1, 4, 2], device=device)
-    gx, W, b, _, h0, c0 = problem(cell, T, B, H, device=device)
-    for reverse in (False, True):
-        y, hn, cn = ops.sequence(cell, gx, W, b, None, h0, c0, lengths, reverse)
-        for row, n in enumerate(lengths.tolist()):
-            pick = slice(row, row + 1)
-            alone = ops.sequence(
-                cell, gx[:n, pick], W, b, None, h0[pick], c0[:, pick], None, reverse
-            )
-            assert_close64([y[:n, pick], hn[pick], cn[:, pick]], list(alone), cell.name)
-            assert (y[n:, row] == 0).all()
+@directions
+def test_lengths_equal_rows_run_alone(cell, directions, device):
+    case = Case(6, 4, 5, directions=directions, lengths=(6, 1, 4, 2))
+    tensors = inputs(cell, case, torch.float64, device)
+    y, hn, cn = ops.sequence(cell, *arguments(case, tensors))
+    for b, n in enumerate(case.lengths):
+        alone, values = row(case, tensors, b, 0, n)
+        expected = ops.sequence(cell, *arguments(alone, values))
+        pick = slice(b, b + 1)
+        assert_close64([y[:n, pick], hn[:, pick], cn[:, :, pick]], list(expected), cell.name)
+        assert (y[n:, b] == 0).all()
+
+
+@cells
+@directions
+@pytest.mark.parametrize("given", [False, True])
+def test_a_reset_splits_a_row_in_two(cell, directions, given, device):
+    """Nothing passes the cut: both parts equal sequences of their own."""
+    T, cut = 7, 3
+    case = Case(T, 2, 5, directions=directions, reset="given" if given else "zeros")
+    tensors = inputs(cell, case, torch.float64, device)
+    x, weights, h0, c0, _, anew = arguments(case, tensors)
+    mask = torch.zeros(T, 2, dtype=torch.bool, device=device)
+    mask[cut, 1] = True
+    y, hn, cn = ops.sequence(cell, x, weights, h0, c0, None, anew._replace(mask=mask))
+    begin = {"h0": h0[:, 1:], "c0": c0[:, :, 1:]}
+    fresh = {k: torch.zeros_like(t) for k, t in begin.items()}
+    if given:
+        fresh = {"h0": anew.h[:, 1:], "c0": anew.c[:, :, 1:]}
+    for first, last, forward, backward in ((0, cut, begin, fresh), (cut, T, fresh, begin)):
+        alone, values = row(case, tensors, 1, first, last)
+        for name in begin:  # each direction begins the part from its own side
+            values[name] = torch.cat([forward[name][:1], backward[name][1:]])
+        part, h_part, c_part = ops.sequence(cell, *arguments(alone, values))
+        assert_close64(y[first:last, 1:], part, cell.name)
+        ends = slice(0, 1) if last == T else slice(1, 2)
+        assert_close64([hn[ends, 1:], cn[ends, :, 1:]], [h_part[ends], c_part[ends]], cell.name)
+    whole, values = row(case, tensors, 0, 0, T)
+    assert_close64(y[:, :1], ops.sequence(cell, *arguments(whole, values))[0], cell.name)
+
+
+@cells
+def test_a_reset_at_the_first_step_replaces_the_initial_state(cell, device):
+    case = Case(2, 3, 5, reset="given")
+    tensors = inputs(cell, case, torch.float64, device)
+    x, weights, h0, c0, _, anew = arguments(case, tensors)
+    mask = torch.zeros(2, 3, dtype=torch.bool, device=device)
+    mask[0] = True
+    mine = ops.sequence(cell, x, weights, h0, c0, None, anew._replace(mask=mask))
+    assert_close64(mine, ops.sequence(cell, x, weights, anew.h, anew.c), cell.name)
+
+
+@cells
+def test_both_directions_equal_one_after_the_other(cell, device):
+    """The second direction is the first on the sequence turned round, bit for bit."""
+    case = Case(5, 3, 7, directions=2)
+    x, weights, h0, c0, _, _ = arguments(case, inputs(cell, case, torch.float32, device))
+    y, hn, cn = ops.sequence(cell, x, weights, h0, c0)
+    for d, turn in ((0, lambda t: t), (1, lambda t: t.flip(0))):
+        pick = slice(d, d + 1)
+        alone = ops.sequence(cell, turn(x[d])[None], weights[pick], h0[pick], c0[pick])
+        expected = (turn(alone[0]), *alone[1:])
+        found = (y[..., d * 7 : d * 7 + 7], hn[pick], cn[pick])
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@cells
+@directions
+def test_the_input_product_is_part_of_the_call(cell, directions, device):
+    """With weight_ih, x is the input of all directions, and its gradient the sum of theirs."""
+    case = Case(3, 2, 5, directions=directions)
+    tensors = inputs(cell, case, torch.float64, device)
+    _, weights, h0, c0, _, _ = arguments(case, tensors)
+    rows = len(cell.gates) * case.H
+    x = torch.randn(3, 2, 4, dtype=torch.float64, device=device, requires_grad=True)
+    ih = [torch.randn(rows, 4, device=device).double().requires_grad_() for _ in weights]
+    bias = [torch.randn(rows, device=device).double().requires_grad_() for _ in weights]
+    full = tuple(w._replace(weight_ih=i, bias_ih=b) for w, i, b in zip(weights, ih, bias))
+    y, _, _ = ops.sequence(cell, x, full, h0, c0)
+    gx = torch.stack([torch.nn.functional.linear(x, i, b) for i, b in zip(ih, bias)])
+    z, _, _ = ops.sequence(cell, gx, weights, h0, c0)
+    grads = [torch.autograd.grad(t.sin().sum(), [x, *ih, *bias]) for t in (y, z)]
+    assert_close64([y, *grads[0]], [z, *grads[1]], cell.name)
 
 
 @cells
 def test_an_empty_row_keeps_its_state(cell, device):
-    gx, W, b, _, h0, c0 = problem(cell, 3, 2, 5, device=device)
-    lengths = torch.tensor([0, 3], device=device)
-    y, hn, cn = ops.sequence(cell, gx, W, b, None, h0, c0, lengths)
-    assert torch.equal(hn[0], h0[0]) and torch.equal(cn[:, 0], c0[:, 0]) and (y[:, 0] == 0).all()
+    case = Case(3, 2, 5, directions=2, lengths=(0, 3), reset="zeros")
+    x, weights, h0, c0, lengths, anew = arguments(case, inputs(cell, case, torch.float64, device))
+    anew.mask.fill_(True)
+    y, hn, cn = ops.sequence(cell, x, weights, h0, c0, lengths, anew)
+    assert torch.equal(hn[:, 0], h0[:, 0]) and torch.equal(cn[:, :, 0], c0[:, :, 0])
+    assert (y[:, 0] == 0).all()
 
 
 @cells
 def test_what_needs_no_gradient_is_not_computed(cell, device):
-    tensors = problem(cell, 3, 2, 5, device=device)
-    for kept in (0, 1, 2, 4):
-        some = [
-            None if t is None else t.detach().requires_grad_(i == kept)
-            for i, t in enumerate(tensors)
-        ]
-        y, _, _ = ops.sequence(cell, *some)
+    case = Case(3, 2, 5, directions=2, reset="given")
+    tensors = inputs(cell, case, torch.float64, device)
+    for kept in (name for name, t in tensors.items() if t.numel()):
+        some = {name: t.detach().requires_grad_(name == kept) for name, t in tensors.items()}
+        y, _, _ = ops.sequence(cell, *arguments(case, some))
         y.sum().backward()
-        got = [i for i, t in enumerate(some) if t is not None and t.grad is not None]
-        assert got == [kept]
+        assert [name for name, t in some.items() if t.grad is not None] == [kept]
     with torch.no_grad():
-        assert not ops.sequence(cell, *tensors)[0].requires_grad
+        assert not ops.sequence(cell, *arguments(case, some))[0].requires_grad
 
 
 @needs_native
 def test_double_backward_through_the_kernels_is_an_error():
-    tensors = problem(CELLS["gru"], 3, 2, 5)
+    case = Case(3, 2, 5)
+    tensors = inputs(CELLS["gru"], case, torch.float64)
+    tensors["x"].requires_grad_()
     with fusedrnn.backend("cpu"):
-        y, _, _ = ops.sequence(CELLS["gru"], *tensors)
-    (g,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)
+        y, _, _ = ops.sequence(CELLS["gru"], *arguments(case, tensors))
+    (g,) = torch.autograd.grad(y.square().sum(), tensors["x"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()
 
 
 def test_double_backward_through_the_reference():
-    tensors = problem(CELLS["gru"], 2, 2, 3)
+    case = Case(2, 2, 3, directions=2, reset="given")
     with fusedrnn.backend("reference"):
-        wrt = [t for t in tensors if t is not None and t.numel()]
+        cell = CELLS["gru"]
+        assert torch.autograd.gradgradcheck(*flat(cell, case, inputs(cell, case, torch.float64)))
 
-        def call(*values):
-            it = iter(values)
-            return ops.sequence(
-                CELLS["gru"], *(t if t is None or not t.numel() else next(it) for t in tensors)
-            )[0]
 
-        assert torch.autograd.gradgradcheck(call, wrt)
+def op_arguments(cell, case, tensors, save=True):
+    """What the forward op takes."""
+    x, weights, h0, c0, lengths, anew = arguments(case, tensors)
+    lists = (
+        [w.weight_hh for w in weights],
+        [w.bias_hh for w in weights if w.bias_hh is not None],
+        [w.weight_hr for w in weights if w.weight_hr is not None],
+    )
+    anew = (None, None, None) if anew is None else tuple(anew)
+    return (cell.name, list(x.unbind(0)), *lists, h0, c0, lengths, *anew, save)
 
 
 @cells
 @needs_native
-@pytest.mark.parametrize("ragged", [False, True])
-def test_opcheck(cell, ragged):
+@directions
+@pytest.mark.parametrize("lengths", [None, (2, 4)])
+def test_opcheck(cell, directions, lengths):
     P = 2 if cell.name == "lstm" else None
     for width in {None, P}:
-        gx, W, b, r, h0, c0 = problem(cell, 4, 2, 3, P=width, dtype=torch.float32)
-        lengths = torch.tensor([2, 4]) if ragged else None
-        forward = (cell.name, gx, W, b, r, h0, c0, lengths, ragged, True)
-        forward = [t.detach() if isinstance(t, torch.Tensor) else t for t in forward]
+        case = Case(4, 2, 3, width, True, directions, lengths, lengths and "given")
+        forward = op_arguments(cell, case, inputs(cell, case, torch.float32))
         opcheck(torch.ops.fusedrnn.sequence_forward.native, forward)
         opcheck(torch.ops.fusedrnn.sequence_forward.native, [*forward[:-1], False])
         y, hn, cn, saved, kept, _ = torch.ops.fusedrnn.sequence_forward.native(*forward)
-        _, _, W, _, r, h0, c0, *_ = forward
+        name, _, W, _, r, h0, c0, *spans, _ = forward
         grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn))
         for some in (grads, (grads[0], None, None)):
             opcheck(
                 torch.ops.fusedrnn.sequence_backward.native,
-                (cell.name, *some, y, h0, c0, W, r, lengths, ragged, saved, kept),
+                (name, *some, y, h0, c0, W, r, *spans, saved, kept),
             )
 
 
@@ -169,44 +240,54 @@ def test_many_steps(device):
     cell, T = CELLS["rnn_tanh"], 70_000
     if fusedrnn._backend.current() == "reference":
         T = 700  # one Python step each; the kernels are the point
-    gx, W, b, _, h0, c0 = problem(cell, T, 1, 2, device=device)
-    half = T // 2
-    y, hn, cn = ops.sequence(cell, gx, W, b, None, h0, c0)
-    y1, h1, c1 = ops.sequence(cell, gx[:half], W, b, None, h0, c0)
-    y2, h2, c2 = ops.sequence(cell, gx[half:], W, b, None, h1, c1)
+    case = Case(T, 1, 2)
+    tensors = inputs(cell, case, torch.float64, device)
+    x, weights, h0, c0, _, _ = arguments(case, tensors)
+    x.requires_grad_()
+    y, hn, _ = ops.sequence(cell, x, weights, h0, c0)
+    y1, h1, c1 = ops.sequence(cell, x[:, : T // 2], weights, h0, c0)
+    y2, h2, _ = ops.sequence(cell, x[:, T // 2 :], weights, h1, c1)
     assert torch.equal(y, torch.cat([y1, y2])) and torch.equal(hn, h2)
     y.sum().backward()
-    assert torch.isfinite(gx.grad).all()
+    assert torch.isfinite(x.grad).all()
 
 
 @needs_native
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("index", "change", "message"),
     [
-        ({1: lambda t: t[:, :-1]}, "weight_hh must be"),
-        ({2: lambda t: t[:-1]}, "bias_hh has shape"),
-        ({4: lambda t: t[:-1]}, "h0 has shape"),
-        ({5: lambda t: t[:, :-1]}, "c0 has shape"),
-        ({4: lambda t: t.float()}, "matching dtypes"),
-        ({0: lambda t: t[0]}, "gx must be"),
+        (1, lambda gx: [gx[0][0]], "gx must be"),
+        (1, lambda gx: gx * 3, "one direction or two"),
+        (1, lambda gx: [], "gx is empty"),
+        (2, lambda w: [w[0][:, :-1]], "weight_hh must be"),
+        (2, lambda w: w * 2, "weight_hh must hold 1"),
+        (3, lambda b: [b[0][:-1]], "bias_hh has shape"),
+        (3, lambda b: b * 2, "bias_hh must hold"),
+        (4, lambda r: [torch.zeros(5, 5)] * 2, "weight_hr must hold"),
+        (5, lambda h: h[:, :-1], "h0 has shape"),
+        (5, lambda h: h.float(), "matching dtypes"),
+        (6, lambda c: c[..., :-1], "c0 has shape"),
+        (8, lambda m: m[:-1], "reset has shape"),
+        (8, lambda m: m.long(), "matching dtypes|dtype"),
+        (8, lambda m: None, "without reset"),
+        (9, lambda h: None, "given together"),
+        (10, lambda c: c[:, :, :-1], "reset_c has shape"),
     ],
 )
-def test_the_op_checks_what_would_read_out_of_bounds(change, message):
-    tensors = [None if t is None else t.detach() for t in problem(CELLS["lstm"], 3, 2, 5)]
-    for index, how in change.items():
-        tensors[index] = how(tensors[index])
+def test_the_op_checks_what_would_read_out_of_bounds(index, change, message):
+    case = Case(3, 2, 5, reset="given")
+    given = list(op_arguments(CELLS["lstm"], case, inputs(CELLS["lstm"], case, torch.float64)))
+    given[index] = change(given[index])
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fusedrnn.sequence_forward.native("lstm", *tensors, None, False, True)
+        torch.ops.fusedrnn.sequence_forward.native(*given)
 
 
 def test_reference_rounds_like_the_kernels_in_16_bits():
     """State and accumulation are float32; what is stored and what meets the weights is 16 bits."""
+    case = Case(12, 4, 16)
     for cell in CELLS.values():
-        tensors = [
-            None if t is None else t.detach().bfloat16().requires_grad_()
-            for t in problem(cell, 12, 4, 16)
-        ]
-        y, _, _ = reference.sequence(cell, *tensors, None, False)
-        z, _, _ = ops.sequence(cell, *tensors)
+        tensors = inputs(cell, case, torch.bfloat16)
+        y, _, _ = reference.sequence(cell, *arguments(case, tensors))
+        z, _, _ = ops.sequence(cell, *arguments(case, tensors))
         assert y.dtype == z.dtype == torch.bfloat16
         assert (y.float() - z.float()).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps

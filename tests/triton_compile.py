@@ -61,26 +61,22 @@ def call(name, dtype, kernel, shared):
     cell, T, B = CELLS[name], 2, 20
     H = largest_whole(cell, dtype, shared) if kernel == "whole" else 300
     P = 40 if kernel == "projected" else H
-    G, S = len(cell.gates), len(cell.states)
+    N, G, S = 2, len(cell.gates), len(cell.states)
 
     def zeros(*size):
         return torch.zeros(size, dtype=dtype)
 
-    weights = zeros(G * H, P), zeros(P, H) if kernel == "projected" else None
-    states = zeros(B, P), zeros(S - 1, B, H)
-    lengths = torch.zeros(B, dtype=torch.int64)
-    y, hn, cn, saved, cells, _ = sequence.sequence_forward(
-        name,
-        zeros(T, B, G * H),
-        weights[0],
-        zeros(G * H),
-        weights[1],
-        *states,
-        lengths,
-        False,
-        True,
-    )
-    sequence.sequence_backward(name, y, hn, cn, y, *states, *weights, lengths, False, saved, cells)
+    weight_hh, weight_hr = [zeros(G * H, P)] * N, [zeros(P, H)] * N if kernel == "projected" else []
+    h0, c0 = zeros(N, B, P), zeros(N, S - 1, B, H)
+    lengths, mask = torch.zeros(B, dtype=torch.int64), torch.zeros(T, B, dtype=torch.bool)
+    for spans in ((lengths, None, None, None), (lengths, mask, h0, c0)):
+        y, hn, cn, saved, cells, _ = sequence.sequence_forward(
+            name, [zeros(T, B, G * H)] * N, weight_hh, [zeros(G * H)] * N, weight_hr, h0, c0,
+            *spans, True,
+        )  # fmt: skip
+        sequence.sequence_backward(
+            name, y, hn, cn, y, h0, c0, weight_hh, weight_hr, *spans, saved, cells
+        )
 
 
 def main():

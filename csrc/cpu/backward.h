@@ -34,16 +34,22 @@ class BackwardPass {
         dc(Inner * B * H),
         dh(projected ? B * P : 0),
         second(B * N2 * H),
-        partial(N2 ? B * N * H : 0) {}
+        partial(N2 ? B * N * H : 0),
+        anew_h(a.reset ? B * P : 0),
+        anew_c(a.reset ? Inner * B * H : 0),
+        danew_h(a.reset ? B * P : 0),
+        danew_c(a.reset ? Inner * B * H : 0) {}
 
   bool allocated() const {
-    return w1 && w2 && wr && c0 && gates && direct && dc && dh && second && partial;
+    return w1 && w2 && wr && c0 && gates && direct && dc && dh && second && partial && anew_h &&
+           anew_c && danew_h && danew_c;
   }
 
   void run(const Worker& worker) {
     prepare(worker);
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? i : T - 1 - i;
+      const int64_t later = i == 0 ? -1 : a.n.reverse ? t - 1 : t + 1;
       const A* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * N1 * H;
       A* now = gates.get() + ((i + 1) % 2) * B * N1 * H;
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
@@ -51,12 +57,12 @@ class BackwardPass {
       product(worker, B, following, N1 * H, w1, fetch, [&](const Tile<A>& tile) {
         each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
           where_alive(
-              a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { arrive(t, p, now); },
+              a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { arrive(t, later, p, now); },
               [&](const Units<A>& u) { pass_by(t, u, now); });
         });
       });
       if constexpr (N2 > 0) {
-#pragma omp barrier
+        worker.barrier();
         product(worker, B, second.get(), N2 * H, w2, nothing, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
             where_alive(
@@ -66,17 +72,17 @@ class BackwardPass {
         });
       }
       if (projected) {
-#pragma omp barrier
+        worker.barrier();
         product(worker, B, dh.get(), P, wr, fetch, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
             where_alive(
                 a.lengths, t, pair,
-                [&](const Two& p) FRNN_INLINE { through_cell(t, p, now, product_of(p)); },
+                [&](const Two& p) FRNN_INLINE { through_cell(t, later, p, now, product_of(p)); },
                 [&](const Units<A>& u) { silence(t, u, now); });
           });
         });
       }
-#pragma omp barrier
+      worker.barrier();
     }
     finish(worker);
   }
@@ -90,8 +96,10 @@ class BackwardPass {
       widen(a.c0, c0, Inner * B * H);
       widen(a.dcn, dc, Inner * B * H);
       widen(a.dhn, direct, B * P);
+      if (a.reset_h) std::memcpy(anew_h.get(), a.reset_h, B * P * sizeof(D));
+      widen(a.reset_c, anew_c, a.reset ? Inner * B * H : 0);
     }
-#pragma omp barrier
+    worker.barrier();
   }
 
   static void widen(const void* from, const Buffer<A>& to, int64_t n) {
@@ -123,17 +131,38 @@ class BackwardPass {
       prefetch_rows(static_cast<const A*>(a.cells) + (before * Inner * B + b) * H + j, Inner, B * H,
                     tile.vectors);
       if (projected) continue;
-      prefetch_rows(static_cast<const D*>(a.y) + (before * B + b) * H + j, 1, 0, tile.vectors);
-      if (a.dy)
-        prefetch_rows(static_cast<const D*>(a.dy) + (t * B + b) * H + j, 1, 0, tile.vectors);
+      prefetch_rows(row_of(a.y, before, b) + j, 1, 0, tile.vectors);
+      if (a.dy) prefetch_rows(row_of(a.dy, t, b) + j, 1, 0, tile.vectors);
     }
   }
 
+  // Row b at step t of y or dy.
+  const D* row_of(const void* y, int64_t t, int64_t b) const {
+    return static_cast<const D*>(y) + (t * B + b) * a.n.y_row;
+  }
+
+  // A gradient on its way from the following step: of units that begin anew there it is the reset
+  // state's, and zero here. at(unit) is where the reset state's lies.
+  template <class At>
+  FRNN_INLINE void stop(int64_t later, const Two& p, L& d, At at) {
+    if (!a.reset || later < 0) return;
+    if (begins_anew(a, later, p.first.b)) take(p.first, d.v[0], at(p.first), true);
+    if (begins_anew(a, later, p.second.b))
+      take(p.second, d.v[1], at(p.second), p.second.c != p.first.c);
+  }
+  template <class V>
+  static void take(const Units<A>& u, V& d, A* sum, bool add) {
+    if (add) store_vector(sum, u.n, load_vector(sum, u.n) + d);
+    d = V{};
+  }
+
   // The gradient of h at step t: product, direct part, dy.
-  FRNN_INLINE void arrive(int64_t t, const Two& p, A* now) {
+  FRNN_INLINE void arrive(int64_t t, int64_t later, const Two& p, A* now) {
     L total = product_of(p) + gather(p, in_h(direct.get()));
-    if (a.dy) total += gather(p, in_h(static_cast<const D*>(a.dy) + t * B * P));
-    if (!projected) return through_cell(t, p, now, total);
+    stop(later, p, total, in_h(danew_h.get()));
+    if (a.dy)
+      total += gather(p, [&](const Units<A>& u) FRNN_INLINE { return row_of(a.dy, t, u.b) + u.j; });
+    if (!projected) return through_cell(t, later, p, now, total);
     scatter(p, L(0), in_h(direct.get()));
     scatter(p, total, in_h(dh.get()));
     scatter(p, total, in_h(static_cast<D*>(a.dh) + t * B * P));
@@ -157,29 +186,38 @@ class BackwardPass {
     for (int g = 0; g < N2; ++g) clear(second.get() + g * H, N2);
   }
 
-  // What lies at the step before t, from where on: a tensor of all steps, or the initial states.
-  template <class E>
-  auto previous(int64_t t, const E* all, int64_t size, const E* initial) const {
+  // Where the states before step t lie: in a tensor of all steps, or with those that rows begin
+  // with. step(before, unit), begin(unit) and anew(unit) say where in each.
+  template <class Step, class Begin, class Anew>
+  auto previous(int64_t t, Step step, Begin begin, Anew anew) const {
     const int64_t before = a.n.reverse ? t + 1 : t - 1;
-    return [=, this](const Units<A>& u, int64_t offset) FRNN_INLINE {
+    return [=, this](const Units<A>& u) FRNN_INLINE {
+      if (begins_anew(a, t, u.b)) return anew(u);
       const bool inside =
           before >= 0 && before < T && (a.lengths == nullptr || before < a.lengths[u.b]);
-      return (inside ? all + before * size : initial) + offset;
+      return inside ? step(before, u) : begin(u);
     };
   }
 
   // h before step t; zero with a projection, for then no cell sees h itself.
   FRNN_INLINE L h_before(int64_t t, const Two& p) const {
     if (projected) return L(0);
-    const auto at = previous(t, static_cast<const D*>(a.y), B * H, static_cast<const D*>(a.h0));
-    return gather(p, [&](const Units<A>& u) FRNN_INLINE { return at(u, u.b * H + u.j); });
+    return gather(
+        p, previous(
+               t, [=, this](int64_t s, const Units<A>& u) { return row_of(a.y, s, u.b) + u.j; },
+               in_h(static_cast<const D*>(a.h0)), in_h(static_cast<const D*>(anew_h.get()))));
   }
 
   // Backward of the cell: total is the gradient of its h.
-  FRNN_INLINE void through_cell(int64_t t, const Two& p, A* now, const L& total) {
+  FRNN_INLINE void through_cell(int64_t t, int64_t later, const Two& p, A* now, const L& total) {
     const D* save = static_cast<const D*>(a.saved) + t * B * K * H;
     const A* cells = static_cast<const A*>(a.cells);
-    const auto inner = previous(t, cells, Inner * B * H, static_cast<const A*>(c0.get()));
+    const auto inner = [=, this](int k) {
+      const auto of = [=, this](const A* all) FRNN_INLINE { return in(all + k * B * H, 1); };
+      return previous(
+          t, [=, this](int64_t s, const Units<A>& u) { return of(cells + s * Inner * B * H)(u); },
+          of(c0.get()), of(anew_c.get()));
+    };
     L saved[K], s[S], out[S], dout[S], d[N], ds[S];
     each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(save + k * H, K)); });
     each<N>([&](auto k) FRNN_INLINE { d[k] = L(0); });
@@ -187,10 +225,10 @@ class BackwardPass {
     out[0] = L(0);
     dout[0] = total;
     each<S, 1>([&](auto k) FRNN_INLINE {
-      s[k] = gather(p, [&](const Units<A>& u)
-                           FRNN_INLINE { return inner(u, ((k - 1) * B + u.b) * H + u.j); });
+      s[k] = gather(p, inner(k - 1));
       out[k] = gather(p, in(cells + (t * Inner + k - 1) * B * H, 1));
       dout[k] = gather(p, in(dc.get() + (k - 1) * B * H, 1));
+      stop(later, p, dout[k], in(danew_c.get() + (k - 1) * B * H, 1));
     });
     Cell::backward(saved, s, out, dout, d, ds);
     if (!projected) scatter(p, ds[0], in(direct.get(), 1));
@@ -226,16 +264,25 @@ class BackwardPass {
   }
 
   void finish(const Worker& worker) {
+    const int64_t first = a.n.reverse ? T - 1 : 0;
     const A* gates0 = gates.get() + (T % 2) * B * N1 * H;
     product(
         worker, B, gates0, N1 * H, w1, [](const Tile<A>&) {},
         [&](const Tile<A>& tile) {
           each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
-            scatter(p, product_of(p) + gather(p, in_h(direct.get())), in_h(static_cast<D*>(a.dh0)));
+            L total = product_of(p) + gather(p, in_h(direct.get()));
+            stop(first, p, total, in_h(danew_h.get()));
+            scatter(p, total, in_h(static_cast<D*>(a.dh0)));
+            if (a.dreset_h)
+              scatter(p, gather(p, in_h(danew_h.get())), in_h(static_cast<D*>(a.dreset_h)));
           });
         });
-    for (int64_t i = worker.first(Inner * B * H); i < worker.last(Inner * B * H); ++i)
-      store(static_cast<D*>(a.dc0)[i], dc.get()[i]);
+    for (int64_t i = worker.first(Inner * B * H); i < worker.last(Inner * B * H); ++i) {
+      const bool anew = begins_anew(a, first, i / H % B);
+      store(static_cast<D*>(a.dc0)[i], anew ? A(0) : dc.get()[i]);
+      if (!a.dreset_c) continue;
+      store(static_cast<D*>(a.dreset_c)[i], danew_c.get()[i] + (anew ? dc.get()[i] : A(0)));
+    }
   }
 
   const SequenceBackward& a;
@@ -249,6 +296,9 @@ class BackwardPass {
   Buffer<A> dh;       // [B, P]: gradient of the projected h
   Buffer<A> second;   // [B, N2, H]: h-gradients of the gates of the second product
   Buffer<A> partial;  // [B, N, H]: d between the two halves of a step
+  Buffer<D> anew_h;   // [B, P]: the reset state, zero if none is given ...
+  Buffer<A> anew_c;   // [S-1, B, H]
+  Buffer<A> danew_h, danew_c;  // ... and its gradient
 };
 
 }  // namespace FRNN_ISA

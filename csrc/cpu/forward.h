@@ -58,6 +58,14 @@ inline FRNN_INLINE void where_alive(const int64_t* lengths, int64_t t, Pair<A> p
   f(p);
 }
 
+// Whether row b begins anew at step t (csrc/sequence.h).
+template <class Args>
+inline FRNN_INLINE bool begins_anew(const Args& a, int64_t t, int64_t b) {
+  const int64_t boundary = a.n.reverse ? t + 1 : t;
+  return a.reset && boundary < a.n.T && (!a.lengths || boundary < a.lengths[b]) &&
+         a.reset[boundary * a.n.B + b];
+}
+
 // Asks for the `vectors` vectors from p on, and for those of n - 1 more rows, `stride` apart.
 template <class E>
 inline FRNN_INLINE void prefetch_rows(const E* p, int n, int64_t stride, int vectors) {
@@ -115,10 +123,15 @@ class ForwardPass {
       const int64_t t = a.n.reverse ? T - 1 - i : i;
       const A* before = h.get() + (i % 2) * B * P;
       A* after = h.get() + ((i + 1) % 2) * B * P;
+      const int64_t next = i + 1 == T ? -1 : a.n.reverse ? t - 1 : t + 1;
       const auto units = [&](const Two& pair) FRNN_INLINE {
         where_alive(
             a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { step(t, p, before, after); },
             [&](const Units<A>& u) { past(t, u, before, after); });
+        if (a.reset && next >= 0) {
+          restart(next, pair.first, after);
+          restart(next, pair.second, after);
+        }
       };
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
       const auto nothing = [](const Tile<A>&) {};
@@ -126,7 +139,7 @@ class ForwardPass {
         product(worker, B, before, P, w1, fetch, [&](const Tile<A>& tile) {
           each_pair<N1>(tile, H, [&](const Two& p) FRNN_INLINE { first_gates(t, p, before); });
         });
-#pragma omp barrier
+        worker.barrier();
         product(worker, B, operand.get(), H, w2, nothing,
                 [&](const Tile<A>& tile) { each_pair<N2>(tile, H, units); });
       } else {
@@ -134,12 +147,18 @@ class ForwardPass {
                 [&](const Tile<A>& tile) { each_pair<N1>(tile, H, units); });
       }
       if (a.weight_hr) {
-#pragma omp barrier
+        worker.barrier();
         product(worker, B, operand.get(), H, wr, nothing, [&](const Tile<A>& tile) {
-          each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE { project(t, p, before, after); });
+          each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
+            project(t, p, before, after);
+            if (a.reset && next >= 0) {
+              restart_h(next, p.first, after);
+              restart_h(next, p.second, after);
+            }
+          });
         });
       }
-#pragma omp barrier
+      worker.barrier();
     }
     finish(worker);
   }
@@ -160,14 +179,27 @@ class ForwardPass {
       if (kWide && !a.weight_hr)
         for (int64_t i = 0; i < B * H; ++i) states.get()[i] = load(h0[i]);
       for (int64_t i = 0; i < (S - 1) * B * H; ++i) states.get()[B * H + i] = load(c0[i]);
+      const int64_t first = a.n.reverse ? T - 1 : 0;
+      for (int64_t b = 0; b < B && a.reset; ++b) {
+        restart(first, {b, 0, int(H), nullptr, 0}, h.get());
+        if (a.weight_hr) restart_h(first, {b, 0, int(P), nullptr, 0}, h.get());
+      }
     }
-#pragma omp barrier
+    worker.barrier();
   }
 
   // Where the numbers of some units lie in a tensor [..., B, width, H], [..., B, H] and [.., B, P].
   template <class E>
   auto in(E* row, int width) const {
     return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * width * H + u.j; };
+  }
+
+  // y[t, b, j]
+  D* y_at(int64_t t, int64_t b, int64_t j) const {
+    return static_cast<D*>(a.y) + (t * B + b) * a.n.y_row + j;
+  }
+  auto in_y(int64_t t) const {
+    return [=, this](const Units<A>& u) FRNN_INLINE { return y_at(t, u.b, u.j); };
   }
 
   // What the epilogue of a tile will read and write in memory that no step has touched before.
@@ -181,7 +213,7 @@ class ForwardPass {
                     tile.vectors);
     }
     for (int64_t b = tile.b; b < tile.b + tile.rows && !a.weight_hr; ++b)
-      prefetch_rows(static_cast<D*>(a.y) + (t * B + b) * H + j, 1, 0, tile.vectors);
+      prefetch_rows(y_at(t, b, j), 1, 0, tile.vectors);
   }
 
   FRNN_INLINE void step(int64_t t, const Two& p, const A* before, A* after) {
@@ -205,7 +237,7 @@ class ForwardPass {
       scatter(p, hidden, in(operand.get(), 1));
     } else {
       scatter(p, hidden, in(after, 1));
-      scatter(p, hidden, in(static_cast<D*>(a.y) + t * B * H, 1));
+      scatter(p, hidden, in_y(t));
     }
     if (a.hidden) scatter(p, hidden, in(static_cast<D*>(a.hidden) + t * B * H, 1));
     if (!a.saved) return;
@@ -235,30 +267,44 @@ class ForwardPass {
   }
 
   void project(int64_t t, const Two& p, const A* before, A* after) {
-    const auto at = [&](auto* row) {
-      return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * P + u.j; };
-    };
-    D* y = static_cast<D*>(a.y) + t * B * P;
     where_alive(
         a.lengths, t, p,
         [&](const Two& q) FRNN_INLINE {
           const L hidden = rounded<D>(gather(q, [](const Units<A>& u) { return u.c; }));
-          scatter(q, hidden, at(after));
-          scatter(q, hidden, at(y));
+          scatter(q, hidden, [&](const Units<A>& u) { return after + u.b * P + u.j; });
+          scatter(q, hidden, in_y(t));
         },
-        [&](const Units<A>& u) { rest(u, P, before, after, y); });
+        [&](const Units<A>& u) { rest(t, u, before, after); });
+  }
+
+  // Units that begin anew at the step to come: their states are the reset state.
+  void restart(int64_t next, const Units<A>& u, A* after) {
+    if (!begins_anew(a, next, u.b)) return;
+    if (!a.weight_hr) {
+      restart_h(next, u, after);
+      if (kWide) reset_to(a.reset_h, u.b * H + u.j, u.n, states.get());
+    }
+    for (int k = 0; k < S - 1; ++k)
+      reset_to(a.reset_c, (k * B + u.b) * H + u.j, u.n, states.get() + B * H);
+  }
+  void restart_h(int64_t next, const Units<A>& u, A* after) {
+    if (begins_anew(a, next, u.b)) reset_to(a.reset_h, u.b * P + u.j, u.n, after);
+  }
+  static void reset_to(const void* state, int64_t at, int n, A* to) {
+    for (int l = 0; l < n; ++l)
+      to[at + l] = state ? load(static_cast<const D*>(state)[at + l]) : A(0);
   }
 
   // Units of a row past its end: the state stays, y is zero.
-  void rest(const Units<A>& u, int64_t width, const A* before, A* after, D* y) {
-    const int64_t i = u.b * width + u.j;
+  void rest(int64_t t, const Units<A>& u, const A* before, A* after) {
+    const int64_t i = u.b * P + u.j;
     std::memcpy(after + i, before + i, u.n * sizeof(A));
-    std::memset(y + i, 0, u.n * sizeof(D));
+    std::memset(y_at(t, u.b, u.j), 0, u.n * sizeof(D));
   }
 
   // What such a row saves is zero: backward does not read it.
   void past(int64_t t, const Units<A>& u, const A* before, A* after) {
-    if (!a.weight_hr) rest(u, H, before, after, static_cast<D*>(a.y) + t * B * H);
+    if (!a.weight_hr) rest(t, u, before, after);
     if (!a.saved) return;
     const auto clear = [&](auto* row, int width) {
       std::memset(in(row, width)(u), 0, u.n * sizeof(*row));

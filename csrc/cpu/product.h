@@ -40,6 +40,11 @@ struct Worker {
   // The part [first, last) of n equal tasks that is this worker's.
   int64_t first(int64_t n) const { return n * index / count; }
   int64_t last(int64_t n) const { return n * (index + 1) / count; }
+  // Waits for the others, and for those of the layer's other direction, which have as many.
+  void barrier() const {
+    if (count == 1) return;
+#pragma omp barrier
+  }
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

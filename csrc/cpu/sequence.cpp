@@ -20,32 +20,64 @@ int workers(const SequenceSizes& n, int gates) {
   return int(most < 1 ? 1 : most < n.threads ? most : n.threads);
 }
 
+// Both directions side by side pay from this many multiply-adds each on, about 10 us.
+constexpr int64_t kWorkPerDirection = 262144;
+
 template <class Pass>
-const char* run(Pass&& pass, int threads) {
-  if (!pass.allocated()) return kNoMemory;
-  if (threads == 1) {
-    pass.run(Worker{0, 1});
-    return nullptr;
+void side_by_side(Pass& first, Pass& second, int each) {
+#pragma omp parallel num_threads(2 * each)
+  {
+    const int index = omp_get_thread_num(), count = omp_get_num_threads();
+    if (count == 2 * each) {
+      (index < each ? first : second).run(Worker{index % each, each});
+    } else {  // fewer threads than asked for
+      first.run(Worker{index, count});
+      second.run(Worker{index, count});
+    }
   }
+}
+
+template <class Pass>
+void alone(Pass& pass, int threads) {
+  if (threads == 1) return pass.run(Worker{0, 1});
 #pragma omp parallel num_threads(threads)
   pass.run(Worker{omp_get_thread_num(), omp_get_num_threads()});
+}
+
+// The layer's directions on as many threads as they are worth.
+template <class Pass, class Args>
+const char* run(const Args* args, int directions, int gates) {
+  const SequenceSizes& n = args[0].n;
+  const int threads = workers(n, gates);
+  Pass first(args[0]);
+  if (!first.allocated()) return kNoMemory;
+  if (directions == 1) {
+    alone(first, threads);
+    return nullptr;
+  }
+  Pass second(args[1]);
+  if (!second.allocated()) return kNoMemory;
+  if (n.threads > 1 && n.T * n.B * n.H * n.P * gates >= kWorkPerDirection) {
+    side_by_side(first, second, threads > n.threads / 2 ? n.threads / 2 : threads);
+  } else {
+    alone(first, threads);
+    alone(second, threads);
+  }
   return nullptr;
 }
 
-// Pass<Cell, D> for the call's dtype D, on as many threads as it is worth.
+// Pass<Cell, D> for the call's dtype D.
 template <class Cell, template <class, class> class Pass, class Args>
-const char* launch(const Args& given, void*, void*) {
-  Args a = given;
-  a.n.threads = workers(a.n, Cell::kGates);
-  switch (a.n.dtype) {
+const char* launch(const Args* args, int directions, void*, void*) {
+  switch (args[0].n.dtype) {
     case DType::f64:
-      return run(Pass<Cell, double>(a), a.n.threads);
+      return run<Pass<Cell, double>>(args, directions, Cell::kGates);
     case DType::f32:
-      return run(Pass<Cell, float>(a), a.n.threads);
+      return run<Pass<Cell, float>>(args, directions, Cell::kGates);
     case DType::bf16:
-      return run(Pass<Cell, bf16>(a), a.n.threads);
+      return run<Pass<Cell, bf16>>(args, directions, Cell::kGates);
     case DType::f16:
-      return run(Pass<Cell, f16>(a), a.n.threads);
+      return run<Pass<Cell, f16>>(args, directions, Cell::kGates);
   }
   return "unknown dtype";
 }

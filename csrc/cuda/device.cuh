@@ -59,16 +59,16 @@ __device__ inline void round_to(__nv_bfloat16& to, float v) { to = __float2bfloa
 __device__ inline void round_to(__half& to, float v) { to = __float2half_rn(v); }
 
 #ifndef FUSEDRNN_CUDA_HOST
-// CTAs are numbered in one dimension only: the others end at 65535.
+// CTAs are numbered in x, since the other dimensions end at 65535; y is the layer's direction.
 //
 // Returns null or what is wrong. The launch's own code, not cudaGetLastError's, which may be
 // another call's; that one is cleared, so that nobody reports this error a second time.
 template <class... P, class... A>
-const char* launch(void (*kernel)(P...), int64_t ctas, int threads, cudaStream_t stream,
-                   A... args) {
+const char* launch(void (*kernel)(P...), int64_t ctas, int directions, int threads,
+                   cudaStream_t stream, const A&... args) {
   if (ctas > 0x7fffffff) return "the problem needs more than 2^31 - 1 CTAs in one launch";
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(ctas));
+  config.gridDim = dim3(static_cast<unsigned>(ctas), static_cast<unsigned>(directions));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = stream;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);

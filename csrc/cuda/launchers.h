@@ -10,8 +10,9 @@ namespace cuda {
 
 template <class Cell, DType kType>
 struct Stepwise {
-  static const char* forward(const SequenceForward&, void* workspace, void* stream);
-  static const char* backward(const SequenceBackward&, void* workspace, void* stream);
+  static const char* forward(const SequenceForward*, int directions, void* workspace, void* stream);
+  static const char* backward(const SequenceBackward*, int directions, void* workspace,
+                              void* stream);
   static size_t workspace_bytes(const SequenceSizes&, bool backward);
 };
 

@@ -7,10 +7,6 @@
 #pragma once
 #include "tile.cuh"
 
-#if !defined(FUSEDRNN_CUDA_HOST) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
-#define FRNN_TENSOR_CORES
-#endif
-
 namespace fusedrnn {
 namespace cuda {
 

@@ -25,13 +25,15 @@ auto with_dtype(DType dtype, F call) {
 }
 
 template <class Cell>
-const char* forward(const SequenceForward& p, void* workspace, void* stream) {
-  return with_dtype<Cell>(p.n.dtype, [&](auto k) { return k.forward(p, workspace, stream); });
+const char* forward(const SequenceForward* p, int directions, void* workspace, void* stream) {
+  return with_dtype<Cell>(p->n.dtype,
+                          [&](auto k) { return k.forward(p, directions, workspace, stream); });
 }
 
 template <class Cell>
-const char* backward(const SequenceBackward& p, void* workspace, void* stream) {
-  return with_dtype<Cell>(p.n.dtype, [&](auto k) { return k.backward(p, workspace, stream); });
+const char* backward(const SequenceBackward* p, int directions, void* workspace, void* stream) {
+  return with_dtype<Cell>(p->n.dtype,
+                          [&](auto k) { return k.backward(p, directions, workspace, stream); });
 }
 
 template <class Cell>

@@ -12,9 +12,9 @@ namespace cuda {
 
 // What the kernels take for granted, or why they cannot run.
 template <class Cell>
-const char* refusal(const SequenceSizes& n, const void* weight_hr) {
-  if (n.P != n.H && weight_hr == nullptr) return "h has another width than H, but no projection";
-  if (n.P != n.H && Cell::kSecond > 0) return "a cell with a second product takes no projection";
+const char* refusal(const SequenceSizes& n, bool projected) {
+  if (n.P != n.H && !projected) return "h has another width than H, but no projection";
+  if (projected && Cell::kSecond > 0) return "a cell with a second product takes no projection";
   return nullptr;
 }
 
@@ -23,71 +23,72 @@ const char* refusal(const SequenceSizes& n, const void* weight_hr) {
     if (const char* wrong = (call)) return wrong; \
   } while (false)
 
-template <class Cell, DType kType>
-const char* Stepwise<Cell, kType>::forward(const SequenceForward& p, void* workspace, void* to) {
-  using Data = typename DataOf<kType>::type;
-  const SequenceSizes& n = p.n;
-  if (n.B == 0) return nullptr;
-  FRNN_TRY(refusal<Cell>(n, p.weight_hr));
-  const auto stream = static_cast<cudaStream_t>(to);
-  // CTAs of a launch whose results are H wide, and P wide.
-  const int64_t over_h = StepwiseTile::ctas(n.B, n.H), over_p = StepwiseTile::ctas(n.B, n.P);
+// The directions with their states in the workspace.
+template <class Cell, class State, class Args>
+Layer<Args, State> in_workspace(const Args* p, int directions, void* workspace) {
+  Layer<Args, State> layer = {};
   Pieces pieces{static_cast<char*>(workspace)};
-  auto state = ForwardState<Cell, Data>::in(pieces, n);
-  const int64_t inner = (Cell::kStates - 1) * n.B * n.H;
-
-  FRNN_TRY(launch_load<Data>(n.B * n.P, p.h0, state.h, state.operand, stream));
-  FRNN_TRY(launch_load<Data>(inner, p.c0, state.inner, nullptr, stream));
-  for (int64_t i = 0; i < n.T; ++i) {
-    const int64_t t = n.reverse ? n.T - 1 - i : i;
-    if constexpr (Cell::kSecond > 0) {
-      FRNN_TRY(launch(forward_operand<Cell, Data>, over_h, kThreads, stream, p, state, t));
-    }
-    FRNN_TRY(launch(forward_step<Cell, Data>, over_h, kThreads, stream, p, state, t));
-    if constexpr (Cell::kSecond == 0) {
-      if (p.weight_hr != nullptr) {
-        FRNN_TRY(launch(forward_projection<Cell, Data>, over_p, kThreads, stream, p, state, t));
-      }
-    }
-    std::swap(state.operand, state.next);
+  for (int d = 0; d < directions; ++d) {
+    layer.p[d] = p[d];
+    layer.state[d] = State::template in<Cell>(pieces, p[d].n);
   }
-  FRNN_TRY(launch_store<Data>(n.B * n.P, state.h, p.hn, stream));
-  return launch_store<Data>(inner, state.inner, p.cn, stream);
+  return layer;
 }
 
 template <class Cell, DType kType>
-const char* Stepwise<Cell, kType>::backward(const SequenceBackward& p, void* workspace, void* to) {
+const char* Stepwise<Cell, kType>::forward(const SequenceForward* p, int directions,
+                                           void* workspace, void* to) {
   using Data = typename DataOf<kType>::type;
-  const SequenceSizes& n = p.n;
+  const SequenceSizes& n = p->n;
+  const bool projected = p->weight_hr != nullptr;
   if (n.B == 0) return nullptr;
-  FRNN_TRY(refusal<Cell>(n, p.weight_hr));
+  FRNN_TRY(refusal<Cell>(n, projected));
   const auto stream = static_cast<cudaStream_t>(to);
   // CTAs of a launch whose results are H wide, and P wide.
   const int64_t over_h = StepwiseTile::ctas(n.B, n.H), over_p = StepwiseTile::ctas(n.B, n.P);
-  Pieces pieces{static_cast<char*>(workspace)};
-  const auto carry = BackwardState<Cell, Data>::in(pieces, n);
-  const int64_t inner = (Cell::kStates - 1) * n.B * n.H;
-
-  FRNN_TRY(launch_load<Data>(n.B * n.P, p.dhn, carry.h, nullptr, stream));
-  FRNN_TRY(launch_load<Data>(inner, p.dcn, carry.inner, nullptr, stream));
-  const auto time = [&](int64_t i) {  // of step number i in the order of forward; -1 outside
-    return i < 0 || i >= n.T ? -1 : n.reverse ? n.T - 1 - i : i;
+  auto layer = in_workspace<Cell, ForwardState<Data>>(p, directions, workspace);
+  const auto run = [&](auto kernel, int64_t ctas, int64_t step) {
+    return launch(kernel, ctas, directions, kThreads, stream, layer, step);
   };
-  for (int64_t i = n.T - 1; i >= 0; --i) {
-    const BackStep step = {time(i), time(i - 1), time(i + 1)};
-    if constexpr (Cell::kSecond == 0) {
-      if (p.weight_hr != nullptr) {
-        FRNN_TRY(launch(backward_state<Cell, Data>, over_p, kThreads, stream, p, carry, step));
-      }
-    }
-    FRNN_TRY(launch(backward_step<Cell, Data>, over_h, kThreads, stream, p, carry, step));
-    if constexpr (Cell::kSecond > 0) {
-      FRNN_TRY(launch(backward_operand<Cell, Data>, over_h, kThreads, stream, p, carry, step));
-    }
+
+  FRNN_TRY(launch_copy(forward_begin<Data>, layer, directions, stream));
+  for (int64_t step = 0; step < n.T; ++step) {
+    if constexpr (Cell::kSecond > 0) FRNN_TRY(run(forward_operand<Cell, Data>, over_h, step));
+    FRNN_TRY(run(forward_step<Cell, Data>, over_h, step));
+    if (projected) FRNN_TRY(run(forward_projection<Data>, over_p, step));
+    for (auto& state : layer.state) std::swap(state.operand, state.next);
   }
-  const BackStep last = {-1, -1, time(0)};
-  FRNN_TRY(launch(backward_state<Cell, Data>, over_p, kThreads, stream, p, carry, last));
-  return launch_store<Data>(inner, carry.inner, p.dc0, stream);
+  return launch_copy(forward_end<Data>, layer, directions, stream);
+}
+
+template <class Cell, DType kType>
+const char* Stepwise<Cell, kType>::backward(const SequenceBackward* p, int directions,
+                                            void* workspace, void* to) {
+  using Data = typename DataOf<kType>::type;
+  const SequenceSizes& n = p->n;
+  const bool projected = p->weight_hr != nullptr;
+  if (n.B == 0) return nullptr;
+  FRNN_TRY(refusal<Cell>(n, projected));
+  const auto stream = static_cast<cudaStream_t>(to);
+  // CTAs of a launch whose results are H wide, and P wide.
+  const int64_t over_h = StepwiseTile::ctas(n.B, n.H), over_p = StepwiseTile::ctas(n.B, n.P);
+  auto layer = in_workspace<Cell, BackwardState<Data>>(p, directions, workspace);
+  for (int d = 0; d < directions; ++d) {
+    if (p[d].dreset_h == nullptr) layer.state[d].reset_h = nullptr;
+    if (p[d].dreset_c == nullptr) layer.state[d].reset_inner = nullptr;
+  }
+  const auto run = [&](auto kernel, int64_t ctas, int64_t step) {
+    return launch(kernel, ctas, directions, kThreads, stream, layer, step);
+  };
+
+  FRNN_TRY(launch_copy(backward_begin<Data>, layer, directions, stream));
+  for (int64_t step = n.T - 1; step >= 0; --step) {
+    if (projected) FRNN_TRY(run(backward_state<Cell, Data>, over_p, step));
+    FRNN_TRY(run(backward_step<Cell, Data>, over_h, step));
+    if constexpr (Cell::kSecond > 0) FRNN_TRY(run(backward_operand<Cell, Data>, over_h, step));
+  }
+  FRNN_TRY(run(backward_state<Cell, Data>, over_p, -1));
+  return launch_copy(backward_end<Data>, layer, directions, stream);
 }
 
 #undef FRNN_TRY
@@ -97,9 +98,9 @@ size_t Stepwise<Cell, kType>::workspace_bytes(const SequenceSizes& n, bool backw
   using Data = typename DataOf<kType>::type;
   Pieces pieces{nullptr};
   if (backward) {
-    BackwardState<Cell, Data>::in(pieces, n);
+    BackwardState<Data>::template in<Cell>(pieces, n);
   } else {
-    ForwardState<Cell, Data>::in(pieces, n);
+    ForwardState<Data>::template in<Cell>(pieces, n);
   }
   return pieces.used;
 }

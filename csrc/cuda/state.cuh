@@ -1,5 +1,5 @@
-// What both directions of time share: lengths, and the states on their way in and out of a
-// sequence.
+// What forward and backward share: a layer's directions in one launch, the order of its steps, rows
+// that have ended, rows that are reset, and the workspace.
 #pragma once
 #include "../plan.h"
 #include "device.cuh"
@@ -7,9 +7,35 @@
 namespace fusedrnn {
 namespace cuda {
 
+// What a kernel gets, as its __grid_constant__ parameter: blockIdx.y says which direction is its
+// own.
+template <class Args, class State>
+struct Layer {
+  Args p[2];
+  State state[2];
+};
+
+// Steps are numbered in the order in which a direction takes them; this is where one lies in time.
+__device__ inline int64_t time_of(const SequenceSizes& n, int64_t step) {
+  return n.reverse ? n.T - 1 - step : step;
+}
+
 // Whether row b takes part in step t.
 __device__ inline bool alive(const int64_t* lengths, int64_t b, int64_t t) {
   return lengths == nullptr || t < lengths[b];
+}
+
+// Whether row b begins a step with the reset state. `step` may be T: there is none after the last.
+template <class Args>
+__device__ inline bool is_reset(const Args& p, int64_t step, int64_t b) {
+  if (p.reset == nullptr || step >= p.n.T) return false;
+  const int64_t t = p.n.reverse ? p.n.T - step : step;  // the mask's row, between two steps
+  return t < p.n.T && alive(p.lengths, b, t) && p.reset[t * p.n.B + b];
+}
+
+template <class Data>
+__device__ inline Wide<Data> or_zero(const void* from, int64_t i) {
+  return from == nullptr ? Wide<Data>(0) : widen(static_cast<const Data*>(from)[i]);
 }
 
 // Hands out the workspace in pieces; with a null base it only counts.
@@ -25,34 +51,20 @@ struct Pieces {
   }
 };
 
-// to = from, or zero when from is null; copy, if wanted, gets the same in the data's type.
-template <class Data>
-__global__ void __launch_bounds__(256)
-    load_state(int64_t n, const Data* from, Wide<Data>* to, Data* copy) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= n) return;
-  const Data v = from == nullptr ? Data(0.0f) : from[i];
-  to[i] = widen(v);
-  if (copy != nullptr) copy[i] = v;
+// The kernels that bring states in and out give each of their threads one element of h and one of
+// the inner states.
+constexpr int kCopyThreads = 256;
+__device__ inline int64_t copy_index() {
+  return static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
 }
 
-template <class Data>
-__global__ void __launch_bounds__(256) store_state(int64_t n, const Wide<Data>* from, Data* to) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (i < n) round_to(to[i], from[i]);
-}
-
-template <class Data>
-const char* launch_load(int64_t n, const void* from, Wide<Data>* to, Data* copy, cudaStream_t s) {
-  if (n == 0) return nullptr;
-  return launch(load_state<Data>, ceil_div(n, 256), 256, s, n, static_cast<const Data*>(from), to,
-                copy);
-}
-
-template <class Data>
-const char* launch_store(int64_t n, const Wide<Data>* from, void* to, cudaStream_t s) {
-  if (n == 0) return nullptr;
-  return launch(store_state<Data>, ceil_div(n, 256), 256, s, n, from, static_cast<Data*>(to));
+template <class Args, class State>
+const char* launch_copy(void (*kernel)(Layer<Args, State>), const Layer<Args, State>& layer,
+                        int directions, cudaStream_t stream) {
+  const SequenceSizes& n = layer.p[0].n;
+  const int64_t h = n.B * n.P, inner = layer.state[0].inner_size;
+  return launch(kernel, ceil_div(h > inner ? h : inner, kCopyThreads), directions, kCopyThreads,
+                stream, layer);
 }
 
 }  // namespace cuda

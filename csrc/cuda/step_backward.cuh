@@ -6,7 +6,8 @@
 // What travels from step to step: the part of the states' gradients that does not pass through
 // W_hh, wide, in the workspace ("carry"), and d itself, which the next launch reads from grads. dhn
 // and dcn are the first carry. A row that takes no part in a step has d = 0 there and hands on all
-// it was given.
+// it was given. Where a row was reset, the gradients of what it began with are the reset state's:
+// they are added up there, and the step before gets nothing.
 #pragma once
 #include "product.cuh"
 #include "state.cuh"
@@ -14,25 +15,65 @@
 namespace fusedrnn {
 namespace cuda {
 
-template <class Cell, class Data>
+template <class Data>
 struct BackwardState {
-  Wide<Data>* h;      // [B, P]
-  Wide<Data>* inner;  // [S-1, B, H]
+  Wide<Data>* h;            // [B, P]      the carry
+  Wide<Data>* inner;        // [S-1, B, H]
+  Wide<Data>* reset_h;      // [B, P]      what the reset state gets, or null: not wanted
+  Wide<Data>* reset_inner;  // [S-1, B, H]
+  int64_t inner_size;
 
+  template <class Cell>
   static BackwardState in(Pieces& pieces, const SequenceSizes& n) {
     BackwardState s = {};
+    s.inner_size = (Cell::kStates - 1) * n.B * n.H;
     s.h = pieces.take<Wide<Data>>(n.B * n.P);
-    s.inner = pieces.take<Wide<Data>>((Cell::kStates - 1) * n.B * n.H);
+    s.inner = pieces.take<Wide<Data>>(s.inner_size);
+    s.reset_h = pieces.take<Wide<Data>>(n.B * n.P);
+    s.reset_inner = pieces.take<Wide<Data>>(s.inner_size);
     return s;
   }
 };
 
-// Times of the step at hand and of its neighbours in the order of forward; -1: there is none.
-struct BackStep {
-  int64_t t, before, after;
-};
+template <class Data>
+using BackwardLayer = Layer<SequenceBackward, BackwardState<Data>>;
 
-// d (gates first .. first + n - 1) at time t times their rows of W_hh: the terms of Product::run.
+// dhn and dcn.
+template <class Data>
+__global__ void __launch_bounds__(kCopyThreads)
+    backward_begin(const __grid_constant__ BackwardLayer<Data> layer) {
+  const SequenceBackward& p = layer.p[blockIdx.y];
+  const BackwardState<Data>& carry = layer.state[blockIdx.y];
+  const int64_t i = copy_index();
+  if (i < p.n.B * p.n.P) {
+    carry.h[i] = or_zero<Data>(p.dhn, i);
+    if (carry.reset_h != nullptr) carry.reset_h[i] = 0;
+  }
+  if (i < carry.inner_size) {
+    carry.inner[i] = or_zero<Data>(p.dcn, i);
+    if (carry.reset_inner != nullptr) carry.reset_inner[i] = 0;
+  }
+}
+
+// dc0 and the reset state's gradients. dh0 takes a product: see backward_state.
+template <class Data>
+__global__ void __launch_bounds__(kCopyThreads)
+    backward_end(const __grid_constant__ BackwardLayer<Data> layer) {
+  const SequenceBackward& p = layer.p[blockIdx.y];
+  const BackwardState<Data>& carry = layer.state[blockIdx.y];
+  const int64_t i = copy_index();
+  if (i < p.n.B * p.n.P && carry.reset_h != nullptr) {
+    round_to(static_cast<Data*>(p.dreset_h)[i], carry.reset_h[i]);
+  }
+  if (i < carry.inner_size) {
+    round_to(static_cast<Data*>(p.dc0)[i], carry.inner[i]);
+    if (carry.reset_inner != nullptr) {
+      round_to(static_cast<Data*>(p.dreset_c)[i], carry.reset_inner[i]);
+    }
+  }
+}
+
+// d (gates first .. first + n - 1) of a step times their rows of W_hh: the terms of Product::run.
 template <class Cell, class Data>
 struct GateTerms {
   const Data* grads;
@@ -40,8 +81,9 @@ struct GateTerms {
   int64_t H, P;
   int first;
 
-  __device__ GateTerms(const SequenceBackward& p, int64_t t, int first_gate)
-      : grads(static_cast<const Data*>(p.grads) + t * p.n.B * Cell::kGrads * p.n.H),
+  __device__ GateTerms(const SequenceBackward& p, int64_t step, int first_gate)
+      : grads(static_cast<const Data*>(p.grads) +
+              time_of(p.n, step) * p.n.B * Cell::kGrads * p.n.H),
         weight(static_cast<const Data*>(p.weight_hh)),
         H(p.n.H),
         P(p.n.P),
@@ -58,55 +100,79 @@ struct Known {
   using W = Wide<Data>;
   W saved[Cell::kSaved], s[Cell::kStates], out[Cell::kStates];
 
-  __device__ Known(const SequenceBackward& p, const BackStep& step, int64_t b, int64_t unit) {
-    const int64_t B = p.n.B, H = p.n.H, t = step.t;
+  __device__ Known(const SequenceBackward& p, int64_t step, int64_t b, int64_t unit) {
+    const int64_t B = p.n.B, H = p.n.H, t = time_of(p.n, step), before = time_of(p.n, step - 1);
     const Data* from = static_cast<const Data*>(p.saved) + (t * B + b) * Cell::kSaved * H + unit;
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) saved[k] = widen(from[k * H]);
 
     // Before its first step a row has its initial states; y is no state where the row takes no
     // part.
-    const bool first = step.before < 0 || !alive(p.lengths, b, step.before);
+    const bool first = step == 0 || !alive(p.lengths, b, before), cut = is_reset(p, step, b);
+    const void* given_h = cut ? p.reset_h : p.h0;
+    const void* given_c = cut ? p.reset_c : p.c0;
     s[0] = out[0] = W(0);  // out[0]: see Cell. h of another width than H has no unit's h.
     if (p.n.P == H) {
-      const Data* y = static_cast<const Data*>(p.y);
-      const Data* h = first ? static_cast<const Data*>(p.h0) : y + step.before * B * H;
-      s[0] = widen(h[b * H + unit]);
+      s[0] = first || cut
+                 ? or_zero<Data>(given_h, b * H + unit)
+                 : widen(static_cast<const Data*>(p.y)[(before * B + b) * p.n.y_row + unit]);
     }
     const W* cells = static_cast<const W*>(p.cells);
 #pragma unroll
     for (int i = 1; i < Cell::kStates; ++i) {
       const int64_t at = ((i - 1) * B + b) * H + unit, per_step = (Cell::kStates - 1) * B * H;
-      s[i] = first ? widen(static_cast<const Data*>(p.c0)[at]) : cells[step.before * per_step + at];
+      s[i] = first || cut ? or_zero<Data>(given_c, at) : cells[before * per_step + at];
       out[i] = cells[t * per_step + at];
     }
   }
 };
 
+// The gradient v goes to the reset state; what is left for the step before.
+template <class W>
+__device__ inline W give_reset(W* sum, int64_t i, W v) {
+  if (sum != nullptr) sum[i] += v;
+  return W(0);
+}
+
+// The same for the inner states' carry, when all of it has come in.
+template <class Cell, class Data>
+__device__ inline void reset_inner(const SequenceBackward& p, const BackwardState<Data>& carry,
+                                   int64_t step, int64_t b, int64_t unit) {
+  if (Cell::kStates == 1 || !is_reset(p, step, b)) return;
+#pragma unroll
+  for (int k = 1; k < Cell::kStates; ++k) {
+    const int64_t i = ((k - 1) * p.n.B + b) * p.n.H + unit;
+    carry.inner[i] = give_reset(carry.reset_inner, i, carry.inner[i]);
+  }
+}
+
 // dh as it enters the cell, or the projection: the carry and the product with the following step's
-// d. At a step: dh[t], whose dy is added. After the last step (t < 0): dh0.
+// d. At a step: dh[t], whose dy is added. After the last one (step < 0): dh0.
 template <class Cell, class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
-    backward_state(SequenceBackward p, BackwardState<Cell, Data> carry, BackStep step) {
+    backward_state(const __grid_constant__ BackwardLayer<Data> layer, int64_t step) {
   using W = Wide<Data>;
+  const SequenceBackward& p = layer.p[blockIdx.y];
+  const BackwardState<Data>& carry = layer.state[blockIdx.y];
   using Cols = Product<Data, 1, Weights::cols>;
   auto& shared = shared_memory<typename Cols::Shared>();
-  const int64_t B = p.n.B, H = p.n.H, P = p.n.P, t = step.t;
+  const int64_t B = p.n.B, H = p.n.H, P = p.n.P, t = time_of(p.n, step);
   const Place at = place(B, P);
-  const GateTerms<Cell, Data> terms(p, step.after, 0);
-  Cols::run(shared, at, step.after < 0 ? 0 : Cell::kGates - Cell::kSecond, terms, H,
+  const GateTerms<Cell, Data> terms(p, step + 1, 0);
+  Cols::run(shared, at, step + 1 < p.n.T ? Cell::kGates - Cell::kSecond : 0, terms, H,
             Cell::kGrads * H, P);
 
   Cols::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[1]) {
     const int64_t i = b * P + unit;
     W dh = carry.h[i] + sums[0];
-    if (t < 0) {
+    if (is_reset(p, step + 1, b)) dh = give_reset(carry.reset_h, i, dh);
+    if (step < 0) {
       round_to(static_cast<Data*>(p.dh0)[i], dh);
       return;
     }
     const bool live = alive(p.lengths, b, t);
     carry.h[i] = live ? W(0) : dh;
-    if (live && p.dy != nullptr) dh += widen(static_cast<const Data*>(p.dy)[t * B * P + i]);
+    if (live) dh += or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit);
     round_to(static_cast<Data*>(p.dh)[t * B * P + i], live ? dh : W(0));
   });
 }
@@ -114,11 +180,13 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
 // The cell. Without a projection dh is made here; with one it is dh[t] W_hr.
 template <class Cell, class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
-    backward_step(SequenceBackward p, BackwardState<Cell, Data> carry, BackStep step) {
+    backward_step(const __grid_constant__ BackwardLayer<Data> layer, int64_t step) {
   using W = Wide<Data>;
+  const SequenceBackward& p = layer.p[blockIdx.y];
+  const BackwardState<Data>& carry = layer.state[blockIdx.y];
   using Cols = Product<Data, 1, Weights::cols>;
   auto& shared = shared_memory<typename Cols::Shared>();
-  const int64_t B = p.n.B, H = p.n.H, P = p.n.P, t = step.t;
+  const int64_t B = p.n.B, H = p.n.H, P = p.n.P, t = time_of(p.n, step);
   const bool projected = p.weight_hr != nullptr;
   const Place at = place(B, H);
   if (projected) {
@@ -126,8 +194,8 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
                            static_cast<const Data*>(p.weight_hr)};
     Cols::run(shared, at, 1, [=](int) { return dh; }, P, P, H);
   } else {
-    const GateTerms<Cell, Data> terms(p, step.after, 0);
-    Cols::run(shared, at, step.after < 0 ? 0 : Cell::kGates - Cell::kSecond, terms, H,
+    const GateTerms<Cell, Data> terms(p, step + 1, 0);
+    Cols::run(shared, at, step + 1 < p.n.T ? Cell::kGates - Cell::kSecond : 0, terms, H,
               Cell::kGrads * H, P);
   }
 
@@ -136,13 +204,12 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     const bool live = alive(p.lengths, b, t);
     W d[Cell::kGrads] = {}, ds[Cell::kStates] = {}, dout[Cell::kStates];
     dout[0] = sums[0] + (projected ? W(0) : carry.h[i]);
+    if (!projected && is_reset(p, step + 1, b)) dout[0] = give_reset(carry.reset_h, i, dout[0]);
 #pragma unroll
     for (int k = 1; k < Cell::kStates; ++k) dout[k] = carry.inner[(k - 1) * B * H + i];
     if (live) {
       const Known<Cell, Data> known(p, step, b, unit);
-      if (!projected && p.dy != nullptr) {
-        dout[0] += widen(static_cast<const Data*>(p.dy)[t * B * H + i]);
-      }
+      if (!projected) dout[0] += or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit);
       Cell::backward(known.saved, known.s, known.out, dout, d, ds);
     }
     if (P == H && (live || !projected)) carry.h[i] = live ? ds[0] : dout[0];
@@ -150,6 +217,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     for (int k = 1; k < Cell::kStates; ++k) {
       carry.inner[(k - 1) * B * H + i] = live ? ds[k] : dout[k];
     }
+    if (Cell::kSecond == 0) reset_inner<Cell>(p, carry, step, b, unit);
     Data* grads = static_cast<Data*>(p.grads) + (t * B + b) * Cell::kGrads * H + unit;
 #pragma unroll
     for (int k = 0; k < Cell::kGrads; ++k) round_to(grads[k * H], d[k]);
@@ -160,13 +228,15 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
 // follows.
 template <class Cell, class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
-    backward_operand(SequenceBackward p, BackwardState<Cell, Data> carry, BackStep step) {
+    backward_operand(const __grid_constant__ BackwardLayer<Data> layer, int64_t step) {
   using W = Wide<Data>;
+  const SequenceBackward& p = layer.p[blockIdx.y];
+  const BackwardState<Data>& carry = layer.state[blockIdx.y];
   using Cols = Product<Data, 1, Weights::cols>;
   auto& shared = shared_memory<typename Cols::Shared>();
-  const int64_t B = p.n.B, H = p.n.H, t = step.t;
+  const int64_t B = p.n.B, H = p.n.H, t = time_of(p.n, step);
   const Place at = place(B, H);
-  const GateTerms<Cell, Data> terms(p, t, Cell::kGates - Cell::kSecond);
+  const GateTerms<Cell, Data> terms(p, step, Cell::kGates - Cell::kSecond);
   Cols::run(shared, at, Cell::kSecond, terms, H, Cell::kGrads * H, H);
 
   Cols::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[1]) {
@@ -184,6 +254,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     carry.h[i] = ds[0];
 #pragma unroll
     for (int k = 1; k < Cell::kStates; ++k) carry.inner[(k - 1) * B * H + i] = ds[k];
+    reset_inner<Cell>(p, carry, step, b, unit);
 #pragma unroll
     for (int k = 0; k < Cell::kGrads; ++k) round_to(grads[k * H], d[k]);
   });

@@ -5,7 +5,7 @@
 //
 // States stay wide in the workspace, each element read and written by the one thread that owns it.
 // What meets W_hh is a copy in the data's type; it is double-buffered, because all CTAs read all of
-// it.
+// it. A step leaves what the next one begins with: where a row is reset, the reset state.
 #pragma once
 #include "product.cuh"
 #include "state.cuh"
@@ -13,20 +13,23 @@
 namespace fusedrnn {
 namespace cuda {
 
-template <class Cell, class Data>
+template <class Data>
 struct ForwardState {
   Wide<Data>* h;      // [B, P]
   Wide<Data>* inner;  // [S-1, B, H]
+  int64_t inner_size;
   Data* operand;      // [B, P]     h as W_hh sees it, before the step ...
   Data* next;         // [B, P]     ... and after it; they change places with every step
   Data* hidden;       // [B, H]     h before the projection
   Data* second;       // [B, H]     the cell's own operand ...
   Wide<Data>* early;  // [B, K, H]  ... and what the cell saved together with it
 
+  template <class Cell>
   static ForwardState in(Pieces& pieces, const SequenceSizes& n) {
     ForwardState s = {};
+    s.inner_size = (Cell::kStates - 1) * n.B * n.H;
     s.h = pieces.take<Wide<Data>>(n.B * n.P);
-    s.inner = pieces.take<Wide<Data>>((Cell::kStates - 1) * n.B * n.H);
+    s.inner = pieces.take<Wide<Data>>(s.inner_size);
     s.operand = pieces.take<Data>(n.B * n.P);
     s.next = pieces.take<Data>(n.B * n.P);
     s.hidden = pieces.take<Data>(n.B * n.H);
@@ -37,6 +40,37 @@ struct ForwardState {
     return s;
   }
 };
+
+template <class Data>
+using ForwardLayer = Layer<SequenceForward, ForwardState<Data>>;
+
+// The states that the first step begins with.
+template <class Data>
+__global__ void __launch_bounds__(kCopyThreads)
+    forward_begin(const __grid_constant__ ForwardLayer<Data> layer) {
+  const SequenceForward& p = layer.p[blockIdx.y];
+  const ForwardState<Data>& state = layer.state[blockIdx.y];
+  const int64_t B = p.n.B, H = p.n.H, P = p.n.P, i = copy_index();
+  if (i < B * P) {
+    const auto h = or_zero<Data>(is_reset(p, 0, i / P) ? p.reset_h : p.h0, i);
+    state.h[i] = h;
+    round_to(state.operand[i], h);
+  }
+  if (i < state.inner_size) {
+    state.inner[i] = or_zero<Data>(is_reset(p, 0, i / H % B) ? p.reset_c : p.c0, i);
+  }
+}
+
+// hn and cn.
+template <class Data>
+__global__ void __launch_bounds__(kCopyThreads)
+    forward_end(const __grid_constant__ ForwardLayer<Data> layer) {
+  const SequenceForward& p = layer.p[blockIdx.y];
+  const ForwardState<Data>& state = layer.state[blockIdx.y];
+  const int64_t i = copy_index();
+  if (i < p.n.B * p.n.P) round_to(static_cast<Data*>(p.hn)[i], state.h[i]);
+  if (i < state.inner_size) round_to(static_cast<Data*>(p.cn)[i], state.inner[i]);
+}
 
 // gx[t, b, :, unit]
 template <class Cell, class Data>
@@ -49,24 +83,33 @@ __device__ inline void load_x(Wide<Data> (&x)[Cell::kGates], const SequenceForwa
 
 // h and the inner states of (b, unit). h of another width than H (a projection's) has no unit's h.
 template <class Cell, class Data>
-__device__ inline void load_states(Wide<Data> (&s)[Cell::kStates],
-                                   const ForwardState<Cell, Data>& state, const SequenceSizes& n,
-                                   int64_t b, int64_t unit) {
+__device__ inline void load_states(Wide<Data> (&s)[Cell::kStates], const ForwardState<Data>& state,
+                                   const SequenceSizes& n, int64_t b, int64_t unit) {
   s[0] = n.P == n.H ? state.h[b * n.H + unit] : Wide<Data>(0);
 #pragma unroll
   for (int i = 1; i < Cell::kStates; ++i) s[i] = state.inner[((i - 1) * n.B + b) * n.H + unit];
 }
 
+// h of (b, unit) after a step: to y, and to the next step.
 template <class Data>
-__device__ inline Wide<Data> bias_of(const void* bias, int64_t row) {
-  return bias == nullptr ? Wide<Data>(0) : widen(static_cast<const Data*>(bias)[row]);
+__device__ inline void leave_h(const SequenceForward& p, const ForwardState<Data>& state,
+                               int64_t step, int64_t b, int64_t unit, Wide<Data> h) {
+  const int64_t t = time_of(p.n, step), at = b * p.n.P + unit;
+  const Wide<Data> next = is_reset(p, step + 1, b) ? or_zero<Data>(p.reset_h, at) : h;
+  state.h[at] = next;
+  round_to(state.next[at], next);
+  round_to(static_cast<Data*>(p.y)[(t * p.n.B + b) * p.n.y_row + unit],
+           alive(p.lengths, b, t) ? h : Wide<Data>(0));
 }
 
 // Cells with a second product: the first gates, and the operand of the second product.
 template <class Cell, class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
-    forward_operand(SequenceForward p, ForwardState<Cell, Data> state, int64_t t) {
+    forward_operand(const __grid_constant__ ForwardLayer<Data> layer, int64_t step) {
   using W = Wide<Data>;
+  const SequenceForward& p = layer.p[blockIdx.y];
+  const ForwardState<Data>& state = layer.state[blockIdx.y];
+  const int64_t t = time_of(p.n, step);
   constexpr int kFirst = Cell::kGates - Cell::kSecond;
   using Gates = Product<Data, kFirst, Weights::rows>;
   auto& shared = shared_memory<typename Gates::Shared>();
@@ -81,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     load_x<Cell, Data>(x, p, t, b, unit);
     load_states<Cell, Data>(s, state, p.n, b, unit);
 #pragma unroll
-    for (int g = 0; g < kFirst; ++g) u[g] = sums[g] + bias_of<Data>(p.bias_hh, g * p.n.H + unit);
+    for (int g = 0; g < kFirst; ++g) u[g] = sums[g] + or_zero<Data>(p.bias_hh, g * p.n.H + unit);
     round_to(state.second[b * p.n.H + unit], Cell::operand(x, u, s, saved));
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) {
@@ -93,8 +136,11 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
 // The (last) product and the cell. Rows that have ended keep their states; their y is zero.
 template <class Cell, class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
-    forward_step(SequenceForward p, ForwardState<Cell, Data> state, int64_t t) {
+    forward_step(const __grid_constant__ ForwardLayer<Data> layer, int64_t step) {
   using W = Wide<Data>;
+  const SequenceForward& p = layer.p[blockIdx.y];
+  const ForwardState<Data>& state = layer.state[blockIdx.y];
+  const int64_t t = time_of(p.n, step);
   constexpr int kMine = Cell::kSecond > 0 ? Cell::kSecond : Cell::kGates;
   constexpr int kFirst = Cell::kGates - kMine;
   using Gates = Product<Data, kMine, Weights::rows>;
@@ -113,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     load_states<Cell, Data>(s, state, p.n, b, unit);
 #pragma unroll
     for (int g = 0; g < kMine; ++g) {
-      u[kFirst + g] = sums[g] + bias_of<Data>(p.bias_hh, (kFirst + g) * H + unit);
+      u[kFirst + g] = sums[g] + or_zero<Data>(p.bias_hh, (kFirst + g) * H + unit);
     }
     if (Cell::kSecond > 0) {
 #pragma unroll
@@ -122,14 +168,15 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
       }
     }
     Cell::forward(x, u, s, out, saved);
-    const bool live = alive(p.lengths, b, t);
+    const bool live = alive(p.lengths, b, t), cut = is_reset(p, step + 1, b);
 #pragma unroll
     for (int i = 0; i < Cell::kStates; ++i) out[i] = live ? out[i] : s[i];
 #pragma unroll
     for (int i = 1; i < Cell::kStates; ++i) {
-      state.inner[((i - 1) * B + b) * H + unit] = out[i];
+      const int64_t at = ((i - 1) * B + b) * H + unit;
+      state.inner[at] = cut ? or_zero<Data>(p.reset_c, at) : out[i];
       if (p.cells != nullptr) {
-        static_cast<W*>(p.cells)[((t * (Cell::kStates - 1) + i - 1) * B + b) * H + unit] = out[i];
+        static_cast<W*>(p.cells)[t * (Cell::kStates - 1) * B * H + at] = out[i];
       }
     }
     if (p.saved != nullptr) {
@@ -141,18 +188,19 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
       Data* hidden = p.hidden == nullptr ? state.hidden : static_cast<Data*>(p.hidden) + t * B * H;
       round_to(hidden[b * H + unit], live ? out[0] : W(0));
     } else {
-      state.h[b * H + unit] = out[0];
-      round_to(state.next[b * H + unit], out[0]);
-      round_to(static_cast<Data*>(p.y)[(t * B + b) * H + unit], live ? out[0] : W(0));
+      leave_h(p, state, step, b, unit, out[0]);
     }
   });
 }
 
 // h = W_hr hidden: the same for every cell.
-template <class Cell, class Data>
+template <class Data>
 __global__ void __launch_bounds__(kThreads, kCtas<Data>)
-    forward_projection(SequenceForward p, ForwardState<Cell, Data> state, int64_t t) {
+    forward_projection(const __grid_constant__ ForwardLayer<Data> layer, int64_t step) {
   using W = Wide<Data>;
+  const SequenceForward& p = layer.p[blockIdx.y];
+  const ForwardState<Data>& state = layer.state[blockIdx.y];
+  const int64_t t = time_of(p.n, step);
   using Rows = Product<Data, 1, Weights::rows>;
   auto& shared = shared_memory<typename Rows::Shared>();
   const int64_t B = p.n.B, H = p.n.H, P = p.n.P;
@@ -165,10 +213,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
 
   Rows::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[1]) {
     const bool live = alive(p.lengths, b, t);
-    const W h = live ? sums[0] : state.h[b * P + unit];
-    state.h[b * P + unit] = h;
-    round_to(state.next[b * P + unit], h);
-    round_to(static_cast<Data*>(p.y)[(t * B + b) * P + unit], live ? h : W(0));
+    leave_h(p, state, step, b, unit, live ? sums[0] : state.h[b * P + unit]);
   });
 }
 

@@ -9,8 +9,15 @@ namespace cuda {
 constexpr int kThreads = StepwiseTile::kThreads, kRows = StepwiseTile::kRows;
 constexpr int kUnits = StepwiseTile::kUnits;
 
+#if !defined(FUSEDRNN_CUDA_HOST) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
+#define FRNN_TENSOR_CORES
+constexpr bool kTensorCores = true;
+#else
+constexpr bool kTensorCores = false;
+#endif
+
 template <class Data>
-constexpr int kCtas = StepwiseTile::ctas_per_sm(sizeof(Data));
+constexpr int kCtas = StepwiseTile::ctas_per_sm(sizeof(Data), kTensorCores && sizeof(Data) == 2);
 
 // 16 bytes: one load, or one store.
 template <class T>

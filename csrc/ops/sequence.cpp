@@ -9,6 +9,7 @@ namespace fusedrnn {
 namespace {
 
 using Maybe = std::optional<Tensor>;
+using List = std::vector<Tensor>;
 using Size = std::vector<int64_t>;
 
 struct CellSizes {
@@ -65,9 +66,15 @@ class Checked {
                     "fusedrnn: ", name, " and ", first_, " are on different devices");
     return t.is_contiguous() ? t : torch::stable::contiguous(t);
   }
-  Maybe lengths(const Maybe& t, int64_t B) const {
+  // One for each direction.
+  List operator()(const List& list, const char* name, const Size& size) const {
+    List checked;
+    for (const Tensor& t : list) checked.push_back((*this)(t, name, size));
+    return checked;
+  }
+  Maybe check(const Maybe& t, const char* name, const Size& size, ScalarType dtype) const {
     if (!t.has_value()) return std::nullopt;
-    return check(*t, "lengths", {B}, ScalarType::Long);
+    return check(*t, name, size, dtype);
   }
 
  private:
@@ -75,14 +82,10 @@ class Checked {
   const char* first_;
 };
 
-const int64_t* longs(const Maybe& t) {
-  return t.has_value() ? static_cast<const int64_t*>(t->const_data_ptr()) : nullptr;
-}
-
 // Finds the kernel, gives it workspace and stream, and turns its complaint into an exception.
 template <class Args, class Pick>
-void launch(const std::string& cell, const Tensor& like, const Args& args, bool backward,
-            Pick pick) {
+void launch(const std::string& cell, const Tensor& like, const Args (&args)[2], int64_t directions,
+            bool backward, Pick pick) {
   const SequenceKernels* kernels = nullptr;
   void* stream = nullptr;
 #ifdef FUSEDRNN_CUDA
@@ -95,102 +98,188 @@ void launch(const std::string& cell, const Tensor& like, const Args& args, bool 
 #endif
   if (like.is_cpu()) kernels = find_cpu_sequence(cell.c_str());
   STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", cell, "' for this device");
-  const int64_t bytes = int64_t(kernels->workspace_bytes(args.n, backward));
-  Tensor workspace = allocate(like, {bytes}, ScalarType::Byte);
-  const char* wrong = pick(*kernels)(args, workspace.mutable_data_ptr(), stream);
+  const int64_t bytes = int64_t(kernels->workspace_bytes(args[0].n, backward));
+  Tensor workspace = allocate(like, {directions * bytes}, ScalarType::Byte);
+  void* place = workspace.mutable_data_ptr();
+  const char* wrong = pick(*kernels)(args, int(directions), place, stream);
   STD_TORCH_CHECK(wrong == nullptr, "fusedrnn: ", wrong ? wrong : "");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
-    std::string cell, Tensor gx, Tensor weight_hh, Maybe bias_hh, Maybe weight_hr, Tensor h0,
-    Tensor c0, Maybe lengths, bool reverse, bool save) {
-  const CellSizes c = sizes_of(cell);
-  STD_TORCH_CHECK(gx.dim() == 3 && weight_hh.dim() == 2 && weight_hh.size(0) % c.gates == 0,
-                  "fusedrnn: gx must be [T, B, G*H] and weight_hh [G*H, P] with G = ", c.gates,
-                  ", got ", show(gx), " and ", show(weight_hh));
-  const int64_t T = gx.size(0), B = gx.size(1), P = weight_hh.size(1);
-  const int64_t H = weight_hh.size(0) / c.gates, S = c.states;
-  STD_TORCH_CHECK(weight_hr.has_value() || P == H, "fusedrnn: weight_hh must be [", c.gates * H,
-                  ", ", H, "] without a projection, got ", show(weight_hh));
-  const Checked checked(gx, "gx");
-  gx = checked(gx, "gx", {T, B, c.gates * H});
-  weight_hh = checked(weight_hh, "weight_hh", {c.gates * H, P});
-  bias_hh = checked(bias_hh, "bias_hh", {c.gates * H});
-  weight_hr = checked(weight_hr, "weight_hr", {P, H});
-  h0 = checked(h0, "h0", {B, P});
-  c0 = checked(c0, "c0", {S - 1, B, H});
-  lengths = checked.lengths(lengths, B);
+// What both ops need to know of a call.
+struct Problem {
+  CellSizes c;
+  int64_t N, T, B, H, P;  // N directions
+  bool projected;
 
-  const bool keep_hidden = save && weight_hr.has_value();
-  Tensor y = allocate(gx, {T, B, P}), hn = allocate(gx, {B, P}), cn = allocate(gx, {S - 1, B, H});
-  Tensor saved = allocate(gx, save ? Size{T, B, c.saved, H} : Size{0});
-  Tensor cells = allocate(gx, save ? Size{T, S - 1, B, H} : Size{0}, state_dtype(gx));
-  Tensor hidden = allocate(gx, keep_hidden ? Size{T, B, H} : Size{0});
-  const SequenceForward args{
-      {T, B, H, P, dtype_of(gx), reverse, int(torch::stable::get_num_threads())},
-      gx.const_data_ptr(),
-      weight_hh.const_data_ptr(),
-      data(bias_hh),
-      data(weight_hr),
-      h0.const_data_ptr(),
-      c0.const_data_ptr(),
-      longs(lengths),
-      y.mutable_data_ptr(),
-      hn.mutable_data_ptr(),
-      cn.mutable_data_ptr(),
-      save ? saved.mutable_data_ptr() : nullptr,
-      save ? cells.mutable_data_ptr() : nullptr,
-      keep_hidden ? hidden.mutable_data_ptr() : nullptr};
-  if (B > 0) launch(cell, gx, args, false, [](const SequenceKernels& k) { return k.forward; });
+  SequenceSizes sizes(int64_t direction, DType dtype) const {
+    return {T, B, H, P, dtype, direction == 1, N * P, int(torch::stable::get_num_threads())};
+  }
+};
+
+// `like`, named `name`, is gx or y.
+Problem problem_of(const std::string& cell, const Tensor& like, const char* name, size_t directions,
+                   const List& weight_hh, const List& weight_hr) {
+  const CellSizes c = sizes_of(cell);
+  STD_TORCH_CHECK(directions == 1 || directions == 2,
+                  "fusedrnn: a layer has one direction or two, got ", directions, " tensors");
+  STD_TORCH_CHECK(weight_hh.size() == directions, "fusedrnn: weight_hh must hold ", directions,
+                  " tensors, one for each direction, got ", weight_hh.size());
+  STD_TORCH_CHECK(weight_hr.empty() || weight_hr.size() == directions,
+                  "fusedrnn: weight_hr must hold a tensor for each direction or none, got ",
+                  weight_hr.size());
+  const Tensor& w = weight_hh[0];
+  STD_TORCH_CHECK(like.dim() == 3 && w.dim() == 2 && w.size(0) % c.gates == 0, "fusedrnn: ", name,
+                  " must be [T, B, ...] and weight_hh [G*H, P] with G = ", c.gates, ", got ",
+                  show(like), " and ", show(w));
+  const int64_t H = w.size(0) / c.gates, P = w.size(1);
+  STD_TORCH_CHECK(!weight_hr.empty() || P == H, "fusedrnn: weight_hh must be [", c.gates * H, ", ",
+                  H, "] without a projection, got ", show(w));
+  return {c, int64_t(directions), like.size(0), like.size(1), H, P, !weight_hr.empty()};
+}
+
+// Entry d of a tensor's first dimension, or of a list; null where there is none.
+const void* part(const Tensor& t, int64_t d) {
+  const int64_t bytes = t.numel() / t.size(0) * int64_t(t.element_size());
+  return static_cast<const char*>(t.const_data_ptr()) + d * bytes;
+}
+const void* part(const Maybe& t, int64_t d) { return t ? part(*t, d) : nullptr; }
+const void* part(const List& list, int64_t d) {
+  return list.empty() ? nullptr : list[d].const_data_ptr();
+}
+// Where direction d begins in y or dy, [T, B, N*P].
+void* columns(const Tensor& t, const Problem& p, int64_t d) {
+  return static_cast<char*>(t.mutable_data_ptr()) + d * p.P * int64_t(t.element_size());
+}
+void* out(const Tensor& t, int64_t d, bool there = true) {
+  return there ? const_cast<void*>(part(t, d)) : nullptr;
+}
+
+// lengths and resets, checked.
+struct Spans {
+  Maybe lengths, reset, reset_h, reset_c;
+
+  Spans(const Checked& checked, const Problem& p, const Maybe& lengths_, const Maybe& reset_,
+        const Maybe& reset_h_, const Maybe& reset_c_)
+      : lengths(checked.check(lengths_, "lengths", {p.B}, ScalarType::Long)),
+        reset(checked.check(reset_, "reset", {p.T, p.B}, ScalarType::Bool)),
+        reset_h(checked(reset_h_, "reset_h", {p.N, p.B, p.P})),
+        reset_c(checked(reset_c_, "reset_c", {p.N, p.c.states - 1, p.B, p.H})) {
+    STD_TORCH_CHECK(reset_h.has_value() == reset_c.has_value(),
+                    "fusedrnn: reset_h and reset_c must be given together");
+    STD_TORCH_CHECK(reset.has_value() || !reset_h.has_value(),
+                    "fusedrnn: reset_h is given without reset, the mask that says where");
+  }
+
+  template <class Args>
+  void fill(Args& a, int64_t d) const {
+    a.lengths = lengths ? static_cast<const int64_t*>(lengths->const_data_ptr()) : nullptr;
+    a.reset = reset ? static_cast<const bool*>(reset->const_data_ptr()) : nullptr;
+    a.reset_h = part(reset_h, d);
+    a.reset_c = part(reset_c, d);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
+    std::string cell, List gx, List weight_hh, List bias_hh, List weight_hr, Tensor h0, Tensor c0,
+    Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c, bool save) {
+  STD_TORCH_CHECK(!gx.empty(), "fusedrnn: gx is empty; it must hold a tensor for each direction");
+  const Tensor like = gx[0];
+  const Problem p = problem_of(cell, like, "gx", gx.size(), weight_hh, weight_hr);
+  const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
+  STD_TORCH_CHECK(bias_hh.empty() || int64_t(bias_hh.size()) == N,
+                  "fusedrnn: bias_hh must hold a tensor for each direction or none, got ",
+                  bias_hh.size());
+  const Checked checked(like, "gx");
+  gx = checked(gx, "gx", {T, B, GH});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, P});
+  bias_hh = checked(bias_hh, "bias_hh", {GH});
+  weight_hr = checked(weight_hr, "weight_hr", {P, H});
+  h0 = checked(h0, "h0", {N, B, P});
+  c0 = checked(c0, "c0", {N, S - 1, B, H});
+  const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
+
+  const bool keep_hidden = save && p.projected;
+  Tensor y = allocate(like, {T, B, N * P}), hn = allocate(like, {N, B, P});
+  Tensor cn = allocate(like, {N, S - 1, B, H});
+  Tensor saved = allocate(like, save ? Size{N, T, B, p.c.saved, H} : Size{0});
+  Tensor cells = allocate(like, save ? Size{N, T, S - 1, B, H} : Size{0}, state_dtype(like));
+  Tensor hidden = allocate(like, keep_hidden ? Size{N, T, B, H} : Size{0});
+  SequenceForward args[2] = {};
+  for (int64_t d = 0; d < N; ++d) {
+    SequenceForward& a = args[d];
+    a.n = p.sizes(d, dtype_of(like));
+    a.gx = part(gx, d);
+    a.weight_hh = part(weight_hh, d);
+    a.bias_hh = part(bias_hh, d);
+    a.weight_hr = part(weight_hr, d);
+    a.h0 = part(h0, d);
+    a.c0 = part(c0, d);
+    spans.fill(a, d);
+    a.y = columns(y, p, d);
+    a.hn = out(hn, d);
+    a.cn = out(cn, d);
+    a.saved = out(saved, d, save);
+    a.cells = out(cells, d, save);
+    a.hidden = out(hidden, d, keep_hidden);
+  }
+  const auto pick = [](const SequenceKernels& k) { return k.forward; };
+  if (B > 0) launch(cell, like, args, N, false, pick);
   return {y, hn, cn, saved, cells, hidden};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> sequence_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
     std::string cell, Maybe dy, Maybe dhn, Maybe dcn, Tensor y, Tensor h0, Tensor c0,
-    Tensor weight_hh, Maybe weight_hr, Maybe lengths, bool reverse, Tensor saved, Tensor cells) {
-  const CellSizes c = sizes_of(cell);
-  STD_TORCH_CHECK(y.dim() == 3 && weight_hh.dim() == 2 && weight_hh.size(0) % c.gates == 0,
-                  "fusedrnn: y must be [T, B, P] and weight_hh [G*H, P] with G = ", c.gates,
-                  ", got ", show(y), " and ", show(weight_hh));
-  const int64_t T = y.size(0), B = y.size(1), P = y.size(2);
-  const int64_t H = weight_hh.size(0) / c.gates, S = c.states;
-  STD_TORCH_CHECK(weight_hr.has_value() || P == H, "fusedrnn: weight_hh must be [", c.gates * H,
-                  ", ", H, "] without a projection, got ", show(weight_hh));
-  const Checked checked(y, "y");
-  y = checked(y, "y", {T, B, P});
-  dy = checked(dy, "dy", {T, B, P});
-  dhn = checked(dhn, "dhn", {B, P});
-  dcn = checked(dcn, "dcn", {S - 1, B, H});
-  h0 = checked(h0, "h0", {B, P});
-  c0 = checked(c0, "c0", {S - 1, B, H});
-  weight_hh = checked(weight_hh, "weight_hh", {c.gates * H, P});
+    List weight_hh, List weight_hr, Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c,
+    Tensor saved, Tensor cells) {
+  STD_TORCH_CHECK(!weight_hh.empty(), "fusedrnn: weight_hh is empty; it must hold a tensor for ",
+                  "each direction");
+  const Tensor like = y;
+  const Problem p = problem_of(cell, like, "y", weight_hh.size(), weight_hh, weight_hr);
+  const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
+  const Checked checked(like, "y");
+  y = checked(y, "y", {T, B, N * P});
+  dy = checked(dy, "dy", {T, B, N * P});
+  dhn = checked(dhn, "dhn", {N, B, P});
+  dcn = checked(dcn, "dcn", {N, S - 1, B, H});
+  h0 = checked(h0, "h0", {N, B, P});
+  c0 = checked(c0, "c0", {N, S - 1, B, H});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, P});
   weight_hr = checked(weight_hr, "weight_hr", {P, H});
-  lengths = checked.lengths(lengths, B);
-  saved = checked(saved, "saved", {T, B, c.saved, H});
-  cells = checked.check(cells, "cells", {T, S - 1, B, H}, state_dtype(y));
+  const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
+  saved = checked(saved, "saved", {N, T, B, p.c.saved, H});
+  cells = checked.check(cells, "cells", {N, T, S - 1, B, H}, state_dtype(y));
 
-  Tensor grads = allocate(y, {T, B, c.grads, H}), dh0 = allocate(y, {B, P});
-  Tensor dc0 = allocate(y, {S - 1, B, H});
-  Tensor dh = allocate(y, weight_hr.has_value() ? Size{T, B, P} : Size{0});
-  const SequenceBackward args{
-      {T, B, H, P, dtype_of(y), reverse, int(torch::stable::get_num_threads())},
-      data(dy),
-      data(dhn),
-      data(dcn),
-      y.const_data_ptr(),
-      h0.const_data_ptr(),
-      c0.const_data_ptr(),
-      weight_hh.const_data_ptr(),
-      data(weight_hr),
-      longs(lengths),
-      saved.const_data_ptr(),
-      cells.const_data_ptr(),
-      grads.mutable_data_ptr(),
-      dh0.mutable_data_ptr(),
-      dc0.mutable_data_ptr(),
-      weight_hr.has_value() ? dh.mutable_data_ptr() : nullptr};
-  if (B > 0) launch(cell, y, args, true, [](const SequenceKernels& k) { return k.backward; });
-  return {grads, dh0, dc0, dh};
+  const bool anew = spans.reset_h.has_value();
+  Tensor grads = allocate(y, {N, T, B, p.c.grads, H}), dh0 = allocate(y, {N, B, P});
+  Tensor dc0 = allocate(y, {N, S - 1, B, H});
+  Tensor dh = allocate(y, p.projected ? Size{N, T, B, P} : Size{0});
+  Tensor dreset_h = allocate(y, anew ? Size{N, B, P} : Size{0});
+  Tensor dreset_c = allocate(y, anew ? Size{N, S - 1, B, H} : Size{0});
+  SequenceBackward args[2] = {};
+  for (int64_t d = 0; d < N; ++d) {
+    SequenceBackward& a = args[d];
+    a.n = p.sizes(d, dtype_of(y));
+    a.dy = dy ? columns(*dy, p, d) : nullptr;
+    a.dhn = part(dhn, d);
+    a.dcn = part(dcn, d);
+    a.y = columns(y, p, d);
+    a.h0 = part(h0, d);
+    a.c0 = part(c0, d);
+    a.weight_hh = part(weight_hh, d);
+    a.weight_hr = part(weight_hr, d);
+    spans.fill(a, d);
+    a.saved = part(saved, d);
+    a.cells = part(cells, d);
+    a.grads = out(grads, d);
+    a.dh0 = out(dh0, d);
+    a.dc0 = out(dc0, d);
+    a.dreset_h = out(dreset_h, d, anew);
+    a.dreset_c = out(dreset_c, d, anew);
+    a.dh = out(dh, d, p.projected);
+  }
+  const auto pick = [](const SequenceKernels& k) { return k.backward; };
+  if (B > 0) launch(cell, y, args, N, true, pick);
+  return {grads, dh0, dc0, dh, dreset_h, dreset_c};
 }
 
 }  // namespace

@@ -23,16 +23,19 @@ using Pointers = std::map<std::string, uintptr_t>;  // by the fields' names; abs
 struct Problem {
   int64_t T, B, H, P;
   std::string dtype;
-  bool reverse;
+  int64_t y_row;
 
-  SequenceSizes sizes() const {
+  SequenceSizes sizes(bool reverse) const {
     static const std::map<std::string, DType> names = {{"float64", DType::f64},
                                                        {"float32", DType::f32},
                                                        {"bfloat16", DType::bf16},
                                                        {"float16", DType::f16}};
-    return {T, B, H, P, names.at(dtype), reverse, 1};
+    return {T, B, H, P, names.at(dtype), reverse, y_row, 1};
   }
 };
+
+// Of one direction: whether it is the reverse one, and its tensors.
+using Direction = std::pair<bool, Pointers>;
 
 // A workspace of NaN between two guards; says whether a kernel wrote beyond it.
 class Workspace {
@@ -63,11 +66,11 @@ const SequenceKernels& kernels_of(const std::string& cell) {
 }
 
 // run(kernels, workspace) in the given order of threads.
-template <class F>
-std::optional<std::string> in_workspace(const std::string& cell, const SequenceSizes& n,
+template <class Args, class F>
+std::optional<std::string> in_workspace(const std::string& cell, const std::vector<Args>& layer,
                                         bool backward, uint64_t order, F run) {
   const SequenceKernels& kernels = kernels_of(cell);
-  Workspace workspace(kernels.workspace_bytes(n, backward));
+  Workspace workspace(layer.size() * kernels.workspace_bytes(layer.at(0).n, backward));
   cuda::host::order = order;
   if (const char* wrong = run(kernels, workspace.data())) return wrong;
   if (!workspace.intact()) return "a kernel wrote beyond its workspace";
@@ -81,34 +84,53 @@ struct Fields {
     const auto found = pointers.find(name);
     return found == pointers.end() ? nullptr : reinterpret_cast<void*>(found->second);
   }
+  const int64_t* lengths() const { return static_cast<const int64_t*>((*this)("lengths")); }
+  const bool* reset() const { return static_cast<const bool*>((*this)("reset")); }
 };
 
 std::optional<std::string> run_forward(const std::string& cell, const Problem& problem,
-                                       const Pointers& pointers, uint64_t order) {
-  const Fields f{pointers};
-  const SequenceForward p{
-      problem.sizes(), f("gx"),    f("weight_hh"), f("bias_hh"),
-      f("weight_hr"),  f("h0"),    f("c0"),        static_cast<const int64_t*>(f("lengths")),
-      f("y"),          f("hn"),    f("cn"),        f("saved"),
-      f("cells"),      f("hidden")};
-  return in_workspace(cell, p.n, false, order, [&](const SequenceKernels& k, void* workspace) {
-    return k.forward(p, workspace, nullptr);
+                                       const std::vector<Direction>& directions, uint64_t order) {
+  std::vector<SequenceForward> layer;
+  for (const auto& [reverse, pointers] : directions) {
+    const Fields f{pointers};
+    layer.push_back({problem.sizes(reverse), f("gx"), f("weight_hh"), f("bias_hh"), f("weight_hr"),
+                     f("h0"), f("c0"), f.lengths(), f.reset(), f("reset_h"), f("reset_c"), f("y"),
+                     f("hn"), f("cn"), f("saved"), f("cells"), f("hidden")});
+  }
+  return in_workspace(cell, layer, false, order, [&](const SequenceKernels& k, void* workspace) {
+    return k.forward(layer.data(), int(layer.size()), workspace, nullptr);
   });
 }
 
 std::optional<std::string> run_backward(const std::string& cell, const Problem& problem,
-                                        const Pointers& pointers, uint64_t order) {
-  const Fields f{pointers};
-  const SequenceBackward p{problem.sizes(), f("dy"),
-                           f("dhn"),        f("dcn"),
-                           f("y"),          f("h0"),
-                           f("c0"),         f("weight_hh"),
-                           f("weight_hr"),  static_cast<const int64_t*>(f("lengths")),
-                           f("saved"),      f("cells"),
-                           f("grads"),      f("dh0"),
-                           f("dc0"),        f("dh")};
-  return in_workspace(cell, p.n, true, order, [&](const SequenceKernels& k, void* workspace) {
-    return k.backward(p, workspace, nullptr);
+                                        const std::vector<Direction>& directions, uint64_t order) {
+  std::vector<SequenceBackward> layer;
+  for (const auto& [reverse, pointers] : directions) {
+    const Fields f{pointers};
+    layer.push_back({problem.sizes(reverse),
+                     f("dy"),
+                     f("dhn"),
+                     f("dcn"),
+                     f("y"),
+                     f("h0"),
+                     f("c0"),
+                     f("weight_hh"),
+                     f("weight_hr"),
+                     f.lengths(),
+                     f.reset(),
+                     f("reset_h"),
+                     f("reset_c"),
+                     f("saved"),
+                     f("cells"),
+                     f("grads"),
+                     f("dh0"),
+                     f("dc0"),
+                     f("dreset_h"),
+                     f("dreset_c"),
+                     f("dh")});
+  }
+  return in_workspace(cell, layer, true, order, [&](const SequenceKernels& k, void* workspace) {
+    return k.backward(layer.data(), int(layer.size()), workspace, nullptr);
   });
 }
 
@@ -119,14 +141,15 @@ PYBIND11_MODULE(fusedrnn_cuda_host, m) {
   m.doc() = "The CUDA sequence kernels on the host: see csrc/testing/cuda_host.h";
   py::class_<Problem>(m, "Problem")
       .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t P, std::string dtype,
-                       bool reverse) { return Problem{T, B, H, P, std::move(dtype), reverse}; }),
+                       int64_t y_row) { return Problem{T, B, H, P, std::move(dtype), y_row}; }),
            py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("P"), py::arg("dtype"),
-           py::arg("reverse"));
+           py::arg("y_row"));
   const char* text =
-      "Runs the kernels on pointers named as in csrc/sequence.h; returns None or what is wrong.";
-  m.def("forward", run_forward, py::arg("cell"), py::arg("problem"), py::arg("pointers"),
+      "Runs the kernels on one or two directions, each (reverse, pointers named as in "
+      "csrc/sequence.h); returns None or what is wrong.";
+  m.def("forward", run_forward, py::arg("cell"), py::arg("problem"), py::arg("directions"),
         py::arg("order") = 0, text);
-  m.def("backward", run_backward, py::arg("cell"), py::arg("problem"), py::arg("pointers"),
+  m.def("backward", run_backward, py::arg("cell"), py::arg("problem"), py::arg("directions"),
         py::arg("order") = 0, text);
   m.def("launches", [] { return cuda::host::launches; }, "Launches since the module was loaded.");
 }

@@ -23,6 +23,7 @@
 
 #define __global__
 #define __device__
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 using cudaStream_t = void*;
@@ -43,7 +44,7 @@ inline __half __float2half_rn(float v) { return __half(v); }
 inline __nv_bfloat16 __float2bfloat16_rn(float v) { return __nv_bfloat16(v); }
 
 struct HostIndex {
-  unsigned x;
+  unsigned x, y;
 };
 inline HostIndex threadIdx, blockIdx;
 
@@ -131,11 +132,13 @@ T& shared_memory() {
 }
 
 template <class... P, class... A>
-const char* launch(void (*kernel)(P...), int64_t ctas, int threads, cudaStream_t, A... args) {
+const char* launch(void (*kernel)(P...), int64_t ctas, int directions, int threads, cudaStream_t,
+                   const A&... args) {
   std::mt19937_64 random(host::order + host::launches++);
   const std::function<void()> body = [&] { kernel(args...); };
-  for (int64_t cta : host::Cta::permutation(ctas, random)) {
-    blockIdx.x = static_cast<unsigned>(cta);
+  for (int64_t cta : host::Cta::permutation(ctas * directions, random)) {
+    blockIdx.x = static_cast<unsigned>(cta % ctas);
+    blockIdx.y = static_cast<unsigned>(cta / ctas);
     if (const char* wrong = host::Cta::only().run(threads, body, random)) return wrong;
   }
   return nullptr;

@@ -2,7 +2,8 @@
 
 Names as in flash-linear-attention: ``o_`` offsets, ``m_`` masks, ``b_`` tiles. Tuples hold one tile
 for each gate, state, saved value or gradient vector. Offsets of rows are int64, since T * B * K * H
-may pass 2^31.
+may pass 2^31. ``reset`` is None or (mask [T, B], h [B, P], c [S-1, B, H]), h and c None for zeros.
+Y is the distance of the rows of y, in which both directions lie.
 """
 
 import triton
@@ -61,6 +62,15 @@ def select(m, new, old, N: tl.constexpr):
 
 
 @triton.jit
+def add(a, b, N: tl.constexpr):
+    """Tile by tile."""
+    tiles = ()
+    for n in tl.static_range(N):
+        tiles = tiles + (a[n] + b[n],)
+    return tiles
+
+
+@triton.jit
 def zeros(BB: tl.constexpr, BH: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr):
     """N tiles of zeros."""
     tiles = ()
@@ -89,11 +99,34 @@ def row_lengths(lengths, o_b, m_b, T):
 
 
 @triton.jit
+def is_reset(reset, b_len, t, o_b, B, REVERSE: tl.constexpr):
+    """Whether each row begins step t with the reset state: [BB, 1]. No step is outside 0..T-1."""
+    o_t = t + 1 if REVERSE else t  # the mask's row, between two steps
+    m = (o_b < B) & (o_b * 0 + t >= 0) & (o_b * 0 + o_t < b_len)
+    return tl.load(reset[0] + o_t * B + o_b, mask=m, other=0).to(tl.int1)[:, None]
+
+
+@triton.jit
+def reset_states(
+    reset, o_b, o_h, m, B, H, S: tl.constexpr, PROJECTED: tl.constexpr, ACC: tl.constexpr
+):
+    """What rows begin anew with; zeros stand for an h that is not H wide."""
+    if reset[1] is None:
+        return zeros(o_b.shape[0], o_h.shape[0], S, ACC)
+    elif PROJECTED:
+        h = zeros(o_b.shape[0], o_h.shape[0], 1, ACC)
+        return h + load_planes(reset[2], o_b, o_h, m, B, H, S - 1, ACC)
+    else:
+        h = load_planes(reset[1], o_b, o_h, m, B, H, 1, ACC)
+        return h + load_planes(reset[2], o_b, o_h, m, B, H, S - 1, ACC)
+
+
+@triton.jit
 def states_before(
-    y, h0, cells, c0, b_len, t, o_b, o_h, m, B, H, S: tl.constexpr,
+    y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S: tl.constexpr,
     REVERSE: tl.constexpr, PROJECTED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The states that step t began with: of the step before it, or of a row's very beginning.
+    """The states that step t began with: of the step before it, of a row's beginning, or reset.
 
     With a projection no cell sees h itself, which is not H wide: zeros stand for it.
     """
@@ -103,21 +136,27 @@ def states_before(
     if PROJECTED:
         h = zeros(o_b.shape[0], o_h.shape[0], 1, ACC)
     else:
-        h = load_vectors(y, t_before * B + o_b, o_h, m_begun, H, 0, 1, 1, ACC)
+        o_y = (t_before * B + o_b)[:, None] * Y + o_h[None, :]
+        h = (load(y, o_y, m_begun, ACC),)
         h = select(m_begin, load_vectors(h0, o_b, o_h, m, H, 0, 1, 1, ACC), h, 1)
     c = load_planes(cells, t_before * (S - 1) * B + o_b, o_h, m_begun, B, H, S - 1, ACC)
-    return h + select(m_begin, load_planes(c0, o_b, o_h, m, B, H, S - 1, ACC), c, S - 1)
+    s = h + select(m_begin, load_planes(c0, o_b, o_h, m, B, H, S - 1, ACC), c, S - 1)
+    if reset is not None:
+        m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
+        anew = reset_states(reset, o_b, o_h, m & m_cut, B, H, S, PROJECTED, ACC)
+        s = select(m_cut, anew, s, S)
+    return s
 
 
 @triton.jit
 def states_after(
-    y, cells, t, o_b, o_h, m, B, H, S: tl.constexpr, PROJECTED: tl.constexpr, ACC: tl.constexpr
+    y, cells, t, o_b, o_h, m, B, H, Y, S: tl.constexpr, PROJECTED: tl.constexpr, ACC: tl.constexpr
 ):
     """The states that step t left."""
     if PROJECTED:
         h = zeros(o_b.shape[0], o_h.shape[0], 1, ACC)
     else:
-        h = load_vectors(y, t * B + o_b, o_h, m, H, 0, 1, 1, ACC)
+        h = (load(y, (t * B + o_b)[:, None] * Y + o_h[None, :], m, ACC),)
     return h + load_planes(cells, t * (S - 1) * B + o_b, o_h, m, B, H, S - 1, ACC)
 
 

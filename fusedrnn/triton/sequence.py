@@ -3,199 +3,146 @@
 Importing this registers the ops' implementations; triton itself is imported by the first call.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ..cells import CELLS, Cell
 from ..reference import state_dtype
-from . import plan as planner
-from .plan import Plan, limit
+from ._call import Problem, Spans, complete, of, on, problem
+from .plan import limit as limit  # what ops.py asks
 
 
-def _on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device: make it this one."""
-    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
+class _Forward(NamedTuple):
+    """Tensors of one direction; those of csrc/sequence.h."""
 
-
-@dataclass(frozen=True)
-class _Problem:
-    """One call: its cell and sizes, and how to launch a kernel for it."""
-
-    cell: Cell
-    like: Tensor
-    T: int
-    B: int
-    H: int
-    P: int
-    reverse: bool
-    plan: Plan
-
-    def bind(self, kernel: Any, units: int | None = None) -> Callable[..., None]:
-        """The kernel with its grid and its constants, found by their names.
-
-        The grid covers all rows and, unless the kernel takes the whole sequence, ``units``.
-        """
-        import triton.language as tl
-
-        c, p, dtype = self.cell, self.plan, self.like.dtype
-        constants = {
-            "G": len(c.gates),
-            "S": len(c.states),
-            "K": len(c.saved),
-            "D": c.grads,
-            "SECOND": c.second,
-            "OPERAND": c.operand,
-            "VECTOR": c.h_grad,
-            "REVERSE": self.reverse,
-            "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-            "BB": p.rows,
-            "BH": p.units,
-            "BK": p.depth,
-            "PRECISION": planner.precision(dtype, self.like.device),
-            "UPCAST": planner.INTERPRETED and dtype == torch.bfloat16,
-        }
-        for name, twin in vars(c.triton).items():
-            constants[name] = twin and twin.jit
-        constants = {name: constants[name] for name in constants if name in kernel.arg_names}
-        blocks = (
-            (-(-self.B // p.rows),)
-            if units is None
-            else (-(-self.B // p.rows), -(-units // p.units))
-        )
-
-        def launch(*args: object) -> None:
-            kernel[blocks](*args, **constants, num_warps=p.warps, num_stages=p.stages)
-
-        return launch
-
-
-def _problem(
-    cell: str, first: str, like: Tensor, weight_hh: Tensor, weight_hr: Tensor | None, reverse: bool
-) -> _Problem:
-    """The sizes of a call, checked; ``like`` is gx or y."""
-    c = CELLS[cell]
-    G, projected = len(c.gates), weight_hr is not None
-    if reason := limit(cell, like.dtype, projected):
-        raise RuntimeError(f"fusedrnn: {reason}")
-    if like.dim() != 3 or weight_hh.dim() != 2 or weight_hh.shape[0] % G:
-        raise RuntimeError(
-            f"fusedrnn: {first} must be [T, B, {'G*H' if first == 'gx' else 'P'}] and weight_hh "
-            f"[G*H, P] with G = {G}, got {list(like.shape)} and {list(weight_hh.shape)}"
-        )
-    (T, B), H, P = like.shape[:2], weight_hh.shape[0] // G, weight_hh.shape[1]
-    if P != H and not projected:
-        raise RuntimeError(
-            f"fusedrnn: weight_hh must be [{G * H}, {H}] without a projection, "
-            f"got {list(weight_hh.shape)}"
-        )
-    if H * P >= 2**31:
-        raise RuntimeError(
-            f"fusedrnn: weight_hh has {H} x {P} elements a gate; the Triton kernels take less than "
-            'two to the 31st. Use fusedrnn.backend("cuda") or fewer units'
-        )
-    shared = planner.shared_memory(like.device)
-    chosen = planner.plan(c, like.dtype, B, H, projected, shared)
-    return _Problem(c, like, T, B, H, P, reverse, chosen)
-
-
-def _checked(p: _Problem, name: str, t: Tensor | None, *size: int, wide: bool = False) -> Any:
-    """The tensor, contiguous, if its shape, dtype and device fit."""
-    if t is None:
-        return None
-    if list(t.shape) != list(size):
-        raise RuntimeError(f"fusedrnn: {name} has shape {list(t.shape)}, must be {list(size)}")
-    dtype = state_dtype(p.like.dtype) if wide else p.like.dtype
-    dtype = torch.int64 if name == "lengths" else dtype
-    if t.dtype != dtype or t.device != p.like.device:
-        raise RuntimeError(
-            f"fusedrnn: {name} is {t.dtype} on {t.device}, must be {dtype} on {p.like.device}"
-        )
-    return t.contiguous()
+    gx: Tensor
+    weight_hh: Tensor
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
+    h0: Tensor
+    c0: Tensor
+    y: Tensor
+    hn: Tensor
+    cn: Tensor
+    saved: Tensor | None
+    cells: Tensor | None
+    hidden: Tensor | None
 
 
 def sequence_forward(
     cell: str,
-    gx: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
+    gx: list[Tensor],
+    weight_hh: list[Tensor],
+    bias_hh: list[Tensor],
+    weight_hr: list[Tensor],
     h0: Tensor,
     c0: Tensor,
     lengths: Tensor | None,
-    reverse: bool,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, ...]:
     """``fusedrnn::sequence_forward.triton``; the tensors are those of csrc/sequence.h."""
-    p = _problem(cell, "gx", gx, weight_hh, weight_hr, reverse)
-    T, B, H, P = p.T, p.B, p.H, p.P
+    if len(gx) not in (1, 2):
+        raise RuntimeError(f"fusedrnn: a layer has one direction or two, got {len(gx)} of gx")
+    p = problem(cell, "gx", gx[0], len(gx), weight_hh, weight_hr)
+    N, T, B, H, P = p.N, p.T, p.B, p.H, p.P
     G, S, K = len(p.cell.gates), len(p.cell.states), len(p.cell.saved)
-    gx = _checked(p, "gx", gx, T, B, G * H)
-    weight_hh = _checked(p, "weight_hh", weight_hh, G * H, P)
-    bias_hh = _checked(p, "bias_hh", bias_hh, G * H)
-    weight_hr = _checked(p, "weight_hr", weight_hr, P, H)
-    h0, c0 = _checked(p, "h0", h0, B, P), _checked(p, "c0", c0, S - 1, B, H)
-    lengths = _checked(p, "lengths", lengths, B)
-    new, wide = gx.new_empty, state_dtype(gx.dtype)
-    y, hn, cn = new(T, B, P), new(B, P), new(S - 1, B, H)
-    saved = new((T, B, K, H) if save else 0)
-    cells = new((T, S - 1, B, H) if save else 0, dtype=wide)
-    hidden = new((T, B, H) if save and weight_hr is not None else 0)
-    kept = (saved, cells) if save else (None, None)
+    if bias_hh:
+        complete("bias_hh", bias_hh, N)
+    gx = p.checked("gx", gx, T, B, G * H)
+    weight_hh = p.checked("weight_hh", weight_hh, G * H, P)
+    bias_hh = p.checked("bias_hh", bias_hh, G * H)
+    weight_hr = p.checked("weight_hr", weight_hr, P, H)
+    h0, c0 = p.checked("h0", h0, N, B, P), p.checked("c0", c0, N, S - 1, B, H)
+    spans = Spans(lengths, reset, reset_h, reset_c).checked(p)
+    new, wide = h0.new_empty, state_dtype(h0.dtype)
+    y, hn, cn = new(T, B, N * P), torch.empty_like(h0), torch.empty_like(c0)
+    saved = new((N, T, B, K, H) if save else 0)
+    cells = new((N, T, S - 1, B, H) if save else 0, dtype=wide)
+    hidden = new((N, T, B, H) if save and weight_hr else 0)
     if T == 0:
         hn.copy_(h0)
         cn.copy_(c0)
     elif B * H > 0:
+        lists = (gx, weight_hh, bias_hh, weight_hr, h0, c0)
+        layer = [
+            _Forward(
+                *(of(t, d) for t in lists), y[..., d * P :], hn[d], cn[d],
+                *(of(t, d) for t in (saved, cells, hidden)),
+            )
+            for d in range(N)
+        ]  # fmt: skip
         run = _forward_whole if p.plan.whole else _forward_steps
-        with _on(gx.device):
-            run(p, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, y, hn, cn, *kept, hidden)
+        with on(h0.device):
+            run(p, layer, spans)
     return y, hn, cn, saved, cells, hidden
 
 
-def _forward_whole(
-    p, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, y, hn, cn, saved, cells, hidden
-) -> None:
+def _forward_whole(p: Problem, layer: list[_Forward], spans: Spans) -> None:
     from .whole import whole_forward
 
-    forward = p.bind(whole_forward)
-    forward(gx, weight_hh, bias_hh, h0, c0, lengths, y, hn, cn, saved, cells, p.T, p.B, p.H)
+    directions = [
+        (a.gx, a.weight_hh, a.bias_hh, a.h0, a.c0, spans.of(d), a.y, a.hn, a.cn, a.saved, a.cells)
+        for d, a in enumerate(layer)
+    ]
+    one, other = directions[0], of(directions[1:], 0)
+    p.bind(whole_forward)(one, other, spans.lengths, p.T, p.B, p.H, p.N * p.P)
 
 
-def _forward_steps(
-    p, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, y, hn, cn, saved, cells, hidden
-) -> None:
+def _forward_steps(p: Problem, layer: list[_Forward], spans: Spans) -> None:
     from . import step
 
-    T, B, H, P = p.T, p.B, p.H, p.P
-    operand, forward = p.bind(step.operand_step, H), p.bind(step.forward_step, H)
-    project = p.bind(step.project_step, P)
-    wide = state_dtype(gx.dtype)
-    h, h_new = h0.to(wide, copy=True), torch.empty_like(h0, dtype=wide)
-    c, stash = c0.to(wide, copy=True), None
-    if p.cell.second:
-        stash = gx.new_empty(len(p.cell.saved), B, H, dtype=wide)
-    if weight_hr is None:
-        hidden = None
-    elif saved is None:
-        hidden = gx.new_empty(1, B, H)
-    for t in reversed(range(T)) if p.reverse else range(T):
-        if stash is not None:
-            operand(gx, weight_hh, bias_hh, h, stash, t, B, H)
-        forward(
-            *(gx, weight_hh, bias_hh, h, h_new, c, stash, lengths, y, saved, cells, hidden),
-            *(t, T, B, H, P),
-        )
-        if hidden is not None:
-            t_hidden = 0 if saved is None else t
-            project(hidden, weight_hr, h, h_new, lengths, y, t, t_hidden, T, B, H, P)
-        h, h_new = h_new, h
-    hn.copy_(h)
-    cn.copy_(c)
+    T, B, H, P, Y, lengths = p.T, p.B, p.H, p.P, p.N * p.P, spans.lengths
+    for d, a in enumerate(layer):
+        operand = p.bind(step.operand_step, H)
+        forward = p.bind(step.forward_step, H, d == 1)
+        project = p.bind(step.project_step, P, d == 1)
+        reset = spans.of(d)
+        h, c = spans.first(a.h0, spans.h, d), spans.first(a.c0, spans.c, d)
+        h_new, stash, hidden = torch.empty_like(h), None, a.hidden
+        if p.cell.second:
+            stash = h.new_empty(len(p.cell.saved), B, H)
+        if a.weight_hr is not None and hidden is None:
+            hidden = a.gx.new_empty(1, B, H)
+        for t in p.steps(d == 1):
+            if stash is not None:
+                operand(a.gx, a.weight_hh, a.bias_hh, h, stash, t, B, H)
+            forward(
+                a.gx, a.weight_hh, a.bias_hh, h, h_new, c, stash, lengths, reset, a.y, a.saved,
+                a.cells, hidden, t, T, B, H, P, Y,
+            )  # fmt: skip
+            if hidden is not None:
+                t_hidden = 0 if a.hidden is None else t
+                project(
+                    hidden, a.weight_hr, h, h_new, lengths, reset, a.y, t, t_hidden, T, B, H, P, Y
+                )
+            h, h_new = h_new, h
+        a.hn.copy_(h)
+        a.cn.copy_(c)
+
+
+class _Backward(NamedTuple):
+    """Tensors of one direction; those of csrc/sequence.h."""
+
+    weight_hh: Tensor
+    weight_hr: Tensor | None
+    h0: Tensor
+    c0: Tensor
+    saved: Tensor
+    cells: Tensor
+    grads: Tensor
+    dh: Tensor | None
+    # Gradients of the states, in float32 for 16-bit data: what flows back is summed up here.
+    carry_h: Tensor
+    carry_c: Tensor
+    dreset_h: Tensor | None
+    dreset_c: Tensor | None
+    y: Tensor
+    dy: Tensor | None
 
 
 def sequence_backward(
@@ -206,78 +153,96 @@ def sequence_backward(
     y: Tensor,
     h0: Tensor,
     c0: Tensor,
-    weight_hh: Tensor,
-    weight_hr: Tensor | None,
+    weight_hh: list[Tensor],
+    weight_hr: list[Tensor],
     lengths: Tensor | None,
-    reverse: bool,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
     saved: Tensor,
     cells: Tensor,
 ) -> tuple[Tensor, ...]:
     """``fusedrnn::sequence_backward.triton``; the tensors are those of csrc/sequence.h."""
-    p = _problem(cell, "y", y, weight_hh, weight_hr, reverse)
-    T, B, H, P = p.T, p.B, p.H, p.P
+    if len(h0) not in (1, 2):
+        raise RuntimeError(f"fusedrnn: a layer has one direction or two, got {len(h0)} of h0")
+    p = problem(cell, "y", y, len(h0), weight_hh, weight_hr)
+    N, T, B, H, P = p.N, p.T, p.B, p.H, p.P
     G, S, K = len(p.cell.gates), len(p.cell.states), len(p.cell.saved)
-    y, dy = _checked(p, "y", y, T, B, P), _checked(p, "dy", dy, T, B, P)
-    h0, dhn = _checked(p, "h0", h0, B, P), _checked(p, "dhn", dhn, B, P)
-    c0, dcn = _checked(p, "c0", c0, S - 1, B, H), _checked(p, "dcn", dcn, S - 1, B, H)
-    weight_hh = _checked(p, "weight_hh", weight_hh, G * H, P)
-    weight_hr = _checked(p, "weight_hr", weight_hr, P, H)
-    lengths = _checked(p, "lengths", lengths, B)
-    saved = _checked(p, "saved", saved, T, B, K, H)
-    cells = _checked(p, "cells", cells, T, S - 1, B, H, wide=True)
     wide = state_dtype(y.dtype)
-    # Gradients of the states, in float32 for 16-bit data; what flows back is accumulated here.
+    y, dy = p.checked("y", y, T, B, N * P), p.checked("dy", dy, T, B, N * P)
+    h0, dhn = p.checked("h0", h0, N, B, P), p.checked("dhn", dhn, N, B, P)
+    c0, dcn = p.checked("c0", c0, N, S - 1, B, H), p.checked("dcn", dcn, N, S - 1, B, H)
+    weight_hh = p.checked("weight_hh", weight_hh, G * H, P)
+    weight_hr = p.checked("weight_hr", weight_hr, P, H)
+    spans = Spans(lengths, reset, reset_h, reset_c).checked(p)
+    saved = p.checked("saved", saved, N, T, B, K, H)
+    cells = p.checked("cells", cells, N, T, S - 1, B, H, dtype=wide)
     carry_h = torch.zeros_like(h0, dtype=wide) if dhn is None else dhn.to(wide, copy=True)
     carry_c = torch.zeros_like(c0, dtype=wide) if dcn is None else dcn.to(wide, copy=True)
-    grads = y.new_empty(T, B, p.cell.grads, H)
-    dh = y.new_empty(0 if weight_hr is None else (T, B, P))
+    grads = y.new_empty(N, T, B, p.cell.grads, H)
+    dh = y.new_empty((N, T, B, P) if weight_hr else 0)
+    given = reset_h is not None
+    dreset = [y.new_zeros(t.shape if given else 0, dtype=wide) for t in (h0, c0)]
     if T * B * H > 0:
-        run = _backward_whole if p.plan.whole else _backward_steps
-        with _on(y.device):
-            run(
-                *(p, dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, lengths),
-                *(saved, cells, grads, dh),
+        lists = (weight_hh, weight_hr, h0, c0, saved, cells, grads, dh, carry_h, carry_c, *dreset)
+        layer = [
+            _Backward(
+                *(of(t, d) for t in lists),
+                *(None if t is None else t[..., d * P :] for t in (y, dy)),
             )
-    return grads, carry_h.to(y.dtype), carry_c.to(y.dtype), dh
+            for d in range(N)
+        ]
+        run = _backward_whole if p.plan.whole else _backward_steps
+        with on(y.device):
+            run(p, layer, spans)
+    return grads, *(t.to(y.dtype) for t in (carry_h, carry_c)), dh, *(t.to(y.dtype) for t in dreset)
 
 
-def _backward_whole(
-    p, dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, lengths, saved, cells, grads, dh
-) -> None:
+def _backward_whole(p: Problem, layer: list[_Backward], spans: Spans) -> None:
     from .whole import whole_backward
 
-    backward = p.bind(whole_backward)
-    backward(
-        *(dy, carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads),
-        *(p.T, p.B, p.H),
-    )
+    directions = [
+        (
+            a.dy, a.carry_h, a.carry_c, (a.dreset_h, a.dreset_c), a.y, a.h0, a.c0, spans.of(d),
+            a.weight_hh, a.saved, a.cells, a.grads,
+        )
+        for d, a in enumerate(layer)
+    ]  # fmt: skip
+    one, other = directions[0], of(directions[1:], 0)
+    p.bind(whole_backward)(one, other, spans.lengths, p.T, p.B, p.H, p.N * p.P)
 
 
-def _backward_steps(
-    p, dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, lengths, saved, cells, grads, dh
-) -> None:
+def _backward_steps(p: Problem, layer: list[_Backward], spans: Spans) -> None:
     from . import step
 
-    T, B, H, P = p.T, p.B, p.H, p.P
-    through_h, backward = p.bind(step.backward_h, P), p.bind(step.backward_step, H)
-    operand = p.bind(step.backward_operand_step, H)
-    if weight_hr is None:
-        dh = None
-    t_after = -1
-    for t in range(T) if p.reverse else reversed(range(T)):
-        if dh is not None:
-            through_h(dy, carry_h, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P)
-        backward(
-            *(dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, dh, lengths, saved, cells),
-            *(grads, t, t_after, T, B, H, P),
-        )
-        if p.cell.second:
-            operand(
-                *(carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads),
-                *(t, T, B, H),
-            )
-        t_after = t
-    through_h(None, carry_h, weight_hh, None, lengths, grads, t_after, t_after, T, B, H, P)
+    T, B, H, P, Y, lengths = p.T, p.B, p.H, p.P, p.N * p.P, spans.lengths
+    for d, a in enumerate(layer):
+        through_h = p.bind(step.backward_h, P, d == 1)
+        backward = p.bind(step.backward_step, H, d == 1)
+        operand = p.bind(step.backward_operand_step, H, d == 1)
+        reset, dreset = spans.of(d), (a.dreset_h, a.dreset_c)
+        carries = (a.carry_h, a.carry_c, dreset)
+        t_after = -1
+        for t in reversed(p.steps(d == 1)):
+            if a.dh is not None:
+                through_h(
+                    a.dy, a.carry_h, dreset, reset, a.weight_hh, a.dh, lengths, a.grads,
+                    t, t_after, T, B, H, P, Y,
+                )  # fmt: skip
+            backward(
+                a.dy, *carries, a.y, a.h0, a.c0, reset, a.weight_hh, a.weight_hr, a.dh, lengths,
+                a.saved, a.cells, a.grads, t, t_after, T, B, H, P, Y,
+            )  # fmt: skip
+            if p.cell.second:
+                operand(
+                    *carries, a.y, a.h0, a.c0, reset, a.weight_hh, lengths, a.saved, a.cells,
+                    a.grads, t, T, B, H, Y,
+                )  # fmt: skip
+            t_after = t
+        through_h(
+            None, a.carry_h, dreset, reset, a.weight_hh, None, lengths, a.grads,
+            t_after, t_after, T, B, H, P, Y,
+        )  # fmt: skip
 
 
 for _key in ("CUDA", "XPU", "CPU"):

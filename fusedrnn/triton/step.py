@@ -3,18 +3,22 @@
 A program owns BB rows and BH units; the product with W_hh runs in tiles of BK, and the cell's maths
 follow in the same launch. What one step hands to the next lies in small buffers of the state's
 dtype: h in two that take turns, since programs read all of h while others already write it; all
-else in place. Layouts: csrc/sequence.h. P is the width of h.
+else in place. What a step leaves is what the next one begins with: where a row is reset, the reset
+state. Layouts: csrc/sequence.h. P is the width of h, Y the distance of the rows of y and dy.
 """
 
 import triton
 import triton.language as tl
 
 from ._tiles import (
+    add,
+    is_reset,
     load,
     load_bias,
     load_planes,
     load_vectors,
     products,
+    reset_states,
     row_lengths,
     select,
     states_after,
@@ -33,15 +37,6 @@ def _offsets(BB: tl.constexpr, BH: tl.constexpr):
     return o_b, tl.program_id(1) * BH + tl.arange(0, BH)
 
 
-@triton.jit
-def _add(a, b, N: tl.constexpr):
-    """Tile by tile."""
-    tiles = ()
-    for n in tl.static_range(N):
-        tiles = tiles + (a[n] + b[n],)
-    return tiles
-
-
 @triton.jit(do_not_specialize=["t", "B"])
 def operand_step(
     gx, weight_hh, bias_hh, h, stash, t, B, H,
@@ -57,17 +52,18 @@ def operand_step(
     u = products(
         h, weight_hh, o_b, o_h, m_b, H, H, 0, G - SECOND, ACC, BB, BH, BK, PRECISION, UPCAST
     )
-    u = _add(u, load_bias(bias_hh, o_h, H, 0, G - SECOND, ACC), G - SECOND)
+    u = add(u, load_bias(bias_hh, o_h, H, 0, G - SECOND, ACC), G - SECOND)
     kept = operand(x, u, load_vectors(h, o_b, o_h, m, H, 0, 1, 1, ACC))
     store_planes(stash, kept, o_b, o_h, m, B, H, K)
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
 def forward_step(
-    gx, weight_hh, bias_hh, h, h_new, c, stash, lengths, y, saved, cells, hidden, t, T, B, H, P,
+    gx, weight_hh, bias_hh, h, h_new, c, stash, lengths, reset, y, saved, cells, hidden,
+    t, T, B, H, P, Y,
     forward: tl.constexpr, OPERAND: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, SECOND: tl.constexpr,
-    ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One step: h [B, P] to y and h_new, or to ``hidden`` where a projection follows; c in place.
@@ -79,7 +75,9 @@ def forward_step(
     m = m_b[:, None] & (o_h < H)[None, :]
     t = tl.cast(t, tl.int64)
     o_t = t * B + o_b
-    m_t = (t < row_lengths(lengths, o_b, m_b, T))[:, None]
+    b_len = row_lengths(lengths, o_b, m_b, T)
+    m_t = (t < b_len)[:, None]
+    projected: tl.constexpr = hidden is not None
     if hidden is None:
         s = load_vectors(h, o_b, o_h, m, H, 0, 1, 1, ACC)
     else:
@@ -94,29 +92,33 @@ def forward_step(
         ACC, BB, BH, BK, PRECISION, UPCAST,
     )  # fmt: skip
     if SECOND > 0:
-        u = _add(u, load_bias(bias_hh, o_h, H, G - SECOND, G, ACC), SECOND)
+        u = add(u, load_bias(bias_hh, o_h, H, G - SECOND, G, ACC), SECOND)
         u = zeros(BB, BH, G - SECOND, ACC) + u
         out, kept = forward(x, u, s, load_planes(stash, o_b, o_h, m, B, H, K, ACC))
     else:
-        out, kept = forward(x, _add(u, load_bias(bias_hh, o_h, H, 0, G, ACC), G), s)
+        out, kept = forward(x, add(u, load_bias(bias_hh, o_h, H, 0, G, ACC), G), s)
     b_h = tl.where(m_t, out[0], 0.0)
     s = select(m_t, out, s, S)
+    if saved is not None:
+        store_vectors(saved, kept, o_t, o_h, m, H, K)
+        store_planes(cells, s[1:], t * (S - 1) * B + o_b, o_h, m, B, H, S - 1)
+    if reset is not None:
+        m_cut = is_reset(reset, b_len, t - 1 if REVERSE else t + 1, o_b, B, REVERSE)
+        anew = reset_states(reset, o_b, o_h, m & m_cut, B, H, S, projected, ACC)
+        s = select(m_cut, anew, s, S)
     if hidden is None:
-        tl.store(y + o_t[:, None] * H + o_h[None, :], b_h, mask=m)
+        tl.store(y + o_t[:, None] * Y + o_h[None, :], b_h, mask=m)
         store_vectors(h_new, s, o_b, o_h, m, H, 1)
     else:
         o_hidden = o_b if saved is None else o_t  # kept for all steps, or for this one
         tl.store(hidden + o_hidden[:, None] * H + o_h[None, :], b_h, mask=m)
     store_planes(c, s[1:], o_b, o_h, m, B, H, S - 1)
-    if saved is not None:
-        store_vectors(saved, kept, o_t, o_h, m, H, K)
-        store_planes(cells, s[1:], t * (S - 1) * B + o_b, o_h, m, B, H, S - 1)
 
 
 @triton.jit(do_not_specialize=["t", "t_hidden", "T", "B"])
 def project_step(
-    hidden, weight_hr, h, h_new, lengths, y, t, t_hidden, T, B, H, P,
-    ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    hidden, weight_hr, h, h_new, lengths, reset, y, t, t_hidden, T, B, H, P, Y,
+    REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """h_new = y = W_hr hidden[t_hidden], where a row still takes part."""
@@ -124,20 +126,49 @@ def project_step(
     m_b = o_b < B
     m = m_b[:, None] & (o_p < P)[None, :]
     t = tl.cast(t, tl.int64)
-    m_t = (t < row_lengths(lengths, o_b, m_b, T))[:, None]
+    b_len = row_lengths(lengths, o_b, m_b, T)
+    m_t = (t < b_len)[:, None]
     o_hidden = tl.cast(t_hidden, tl.int64) * B + o_b
     out = products(
         hidden, weight_hr, o_hidden, o_p, m_b, P, H, 0, 1, ACC, BB, BH, BK, PRECISION, UPCAST
     )
-    o = o_b[:, None] * P + o_p[None, :]
-    tl.store(y + t * B * P + o, tl.where(m_t, out[0], 0.0), mask=m)
-    tl.store(h_new + o, tl.where(m_t, out[0], load(h, o, m, ACC)), mask=m)
+    o, o_y = o_b[:, None] * P + o_p[None, :], (t * B + o_b)[:, None] * Y + o_p[None, :]
+    tl.store(y + o_y, tl.where(m_t, out[0], 0.0), mask=m)
+    s = (tl.where(m_t, out[0], load(h, o, m, ACC)),)
+    if reset is not None:
+        m_cut = is_reset(reset, b_len, t - 1 if REVERSE else t + 1, o_b, B, REVERSE)
+        s = select(m_cut, reset_states(reset, o_b, o_p, m & m_cut, B, P, 1, False, ACC), s, 1)
+    tl.store(h_new + o, s[0], mask=m)
+
+
+@triton.jit
+def _give_reset(m_cut, b_d, p_sum, o, m):
+    """Where m_cut, the gradient goes to the reset state's sum (None: to nobody); else it stays."""
+    if p_sum is not None:
+        m = m & m_cut
+        tl.store(p_sum + o, load(p_sum, o, m, b_d.dtype) + b_d, mask=m)
+    return tl.where(m_cut, 0.0, b_d)
+
+
+@triton.jit
+def _store_inner(
+    carry_c, ds, reset, dreset, b_len, t, o_b, o_h, m, B, H,
+    S: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """What step t leaves of the inner states' gradients."""
+    for n in tl.static_range(S - 1):
+        o = (o_b + tl.cast(B, tl.int64) * n)[:, None] * H + o_h[None, :]
+        b_d = ds[n + 1]
+        if reset is not None:
+            m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
+            b_d = _give_reset(m_cut, b_d, dreset[1], o, m)
+        tl.store(carry_c + o, b_d, mask=m)
 
 
 @triton.jit(do_not_specialize=["t", "t_after", "T", "B"])
 def backward_step(
-    dy, carry_h, carry_c, y, h0, c0, weight_hh, weight_hr, dh, lengths, saved, cells, grads,
-    t, t_after, T, B, H, P,
+    dy, carry_h, carry_c, dreset, y, h0, c0, reset, weight_hh, weight_hr, dh, lengths, saved, cells,
+    grads, t, t_after, T, B, H, P, Y,
     backward: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
@@ -147,6 +178,7 @@ def backward_step(
 
     ``carry_h`` [B, H] and ``carry_c`` [S-1, B, H] carry what does not pass through W_hh, in place.
     With a projection the gradient of h is ready in ``dh`` [T, B, P] instead (see ``backward_h``).
+    ``dreset``: (dreset_h, dreset_c), of the carries' sizes, or Nones where they are not wanted.
     """
     o_b, o_h = _offsets(BB, BH)
     m_b = o_b < B
@@ -157,34 +189,44 @@ def backward_step(
     m_t = (t < b_len)[:, None]
     b_dh = tl.zeros([BB, BH], ACC)
     if dh is None:
-        b_dh = load(carry_h, o_b[:, None] * H + o_h[None, :], m, ACC)
+        o = o_b[:, None] * H + o_h[None, :]
+        b_dh = load(carry_h, o, m, ACC)
         if t_after >= 0:
             b_dh = transposed_product(
                 grads, weight_hh, b_dh, tl.cast(t_after, tl.int64) * B + o_b, o_h, m_b, H, H,
                 0, G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
             )  # fmt: skip
+        if reset is not None:
+            m_cut = is_reset(reset, b_len, tl.cast(t_after, tl.int64), o_b, B, REVERSE)
+            b_dh = _give_reset(m_cut, b_dh, dreset[0], o, m)
         if dy is not None:
-            b_dh += load(dy, o_t[:, None] * H + o_h[None, :], m & m_t, ACC)
+            b_dh += load(dy, o_t[:, None] * Y + o_h[None, :], m & m_t, ACC)
     else:
         b_dh = transposed_product(
             dh, weight_hr, b_dh, o_t, o_h, m_b, P, H, 0, 1, (0,), 1, ACC, BK, PRECISION, UPCAST
         )
     projected: tl.constexpr = dh is not None
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
-    s = states_before(y, h0, cells, c0, b_len, t, o_b, o_h, m, B, H, S, REVERSE, projected, ACC)
-    out = states_after(y, cells, t, o_b, o_h, m, B, H, S, projected, ACC)
+    s = states_before(
+        y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, projected, ACC
+    )
+    out = states_after(y, cells, t, o_b, o_h, m, B, H, Y, S, projected, ACC)
     dout = (b_dh,) + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
     d, ds = backward(kept, s, out, dout)
     store_vectors(grads, select(m_t, d, zeros(BB, BH, D, ACC), D), o_t, o_h, m, H, D)
     ds = select(m_t, ds, dout, S)
     if dh is None:
         store_vectors(carry_h, ds, o_b, o_h, m, H, 1)
-    store_planes(carry_c, ds[1:], o_b, o_h, m, B, H, S - 1)
+    if SECOND > 0:  # backward_operand_step completes them
+        store_planes(carry_c, ds[1:], o_b, o_h, m, B, H, S - 1)
+    else:
+        _store_inner(carry_c, ds, reset, dreset, b_len, t, o_b, o_h, m, B, H, S, REVERSE)
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
 def backward_operand_step(
-    carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads, t, T, B, H,
+    carry_h, carry_c, dreset, y, h0, c0, reset, weight_hh, lengths, saved, cells, grads,
+    t, T, B, H, Y,
     backward_operand: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
@@ -203,7 +245,9 @@ def backward_operand_step(
         G - SECOND, G, VECTOR, D, ACC, BK, PRECISION, UPCAST,
     )  # fmt: skip
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
-    s = states_before(y, h0, cells, c0, b_len, t, o_b, o_h, m, B, H, S, REVERSE, False, ACC)
+    s = states_before(
+        y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, False, ACC
+    )
     d = load_vectors(grads, o_t, o_h, m, H, 0, D, D, ACC)
     ds = load_vectors(carry_h, o_b, o_h, m, H, 0, 1, 1, ACC)
     ds = ds + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
@@ -211,14 +255,14 @@ def backward_operand_step(
     for g in tl.static_range(G - SECOND):  # the others are being read by other programs
         tl.store(grads + (o_t * D + g)[:, None] * H + o_h[None, :], d[g], mask=m)
     store_vectors(carry_h, ds, o_b, o_h, m, H, 1)
-    store_planes(carry_c, ds[1:], o_b, o_h, m, B, H, S - 1)
+    _store_inner(carry_c, ds, reset, dreset, b_len, t, o_b, o_h, m, B, H, S, REVERSE)
 
 
 @triton.jit(do_not_specialize=["t", "t_after", "T", "B"])
 def backward_h(
-    dy, carry_h, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P,
+    dy, carry_h, dreset, reset, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P, Y,
     VECTOR: tl.constexpr, G: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
-    ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """carry_h += W_hh^T grads of step t_after: at the end of a sequence the gradient of h0.
@@ -230,17 +274,21 @@ def backward_h(
     m_b = o_b < B
     m = m_b[:, None] & (o_p < P)[None, :]
     o = o_b[:, None] * P + o_p[None, :]
+    b_len = row_lengths(lengths, o_b, m_b, T)
     b_dh = load(carry_h, o, m, ACC)
     if t_after >= 0:
         b_dh = transposed_product(
             grads, weight_hh, b_dh, tl.cast(t_after, tl.int64) * B + o_b, o_p, m_b, H, P,
             0, G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
         )  # fmt: skip
+    if reset is not None:
+        m_cut = is_reset(reset, b_len, tl.cast(t_after, tl.int64), o_b, B, REVERSE)
+        b_dh = _give_reset(m_cut, b_dh, dreset[0], o, m)
     if dh is not None:
         t = tl.cast(t, tl.int64)
-        m_t = (t < row_lengths(lengths, o_b, m_b, T))[:, None]
+        m_t = (t < b_len)[:, None]
         if dy is not None:
-            b_dh += load(dy, t * B * P + o, m & m_t, ACC)
+            b_dh += load(dy, (t * B + o_b)[:, None] * Y + o_p[None, :], m & m_t, ACC)
         tl.store(dh + t * B * P + o, tl.where(m_t, b_dh, 0.0), mask=m)
         b_dh = tl.where(m_t, 0.0, b_dh)
     tl.store(carry_h + o, b_dh, mask=m)

@@ -2,18 +2,22 @@
 
 A program owns BB batch rows and all hidden units, padded to BH, so that h never leaves it and no
 program waits for another. Triton keeps the tiles of W_hh, read before the loop, in shared memory;
-``sequence.plan`` says how many units fit. Layouts: csrc/sequence.h.
+``sequence.plan`` says how many units fit. Both directions of a layer run in one launch, side by
+side. Layouts: csrc/sequence.h; Y is the distance of the rows of y and dy.
 """
 
 import triton
 import triton.language as tl
 
 from ._tiles import (
+    add,
     dot,
+    is_reset,
     load,
     load_bias,
     load_planes,
     load_vectors,
+    reset_states,
     row_lengths,
     select,
     states_after,
@@ -47,15 +51,16 @@ def _recur_backward(
     return b_acc
 
 
-@triton.jit(do_not_specialize=["T", "B"])
-def whole_forward(
-    gx, weight_hh, bias_hh, h0, c0, lengths, y, hn, cn, saved, cells, T, B, H,
+@triton.jit
+def _forward(
+    direction, lengths, T, B, H, Y,
     forward: tl.constexpr, operand: tl.constexpr, OPERAND: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: batch blocks. ``saved`` and ``cells`` are None where nothing is kept for backward."""
+    """One direction. ``saved`` and ``cells`` are None where nothing is kept for backward."""
+    gx, weight_hh, bias_hh, h0, c0, reset, y, hn, cn, saved, cells = direction
     o_b = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)  # [BB]
     o_h = tl.arange(0, BH)
     m_b, m_h = o_b < B, o_h < H
@@ -77,6 +82,10 @@ def whole_forward(
         # The next step's gx sets out from memory before this step's products.
         o_next = o_t - B if REVERSE else o_t + B
         x_next = load_vectors(gx, o_next, o_h, m & (i + 1 < T), H, 0, G, G, ACC)
+        if reset is not None:
+            m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
+            anew = reset_states(reset, o_b, o_h, m & m_cut, B, H, S, False, ACC)
+            s = select(m_cut, anew, s, S)
         u = _recur(s[0], w, bias, 0, G - SECOND, PRECISION, UPCAST)
         if SECOND > 0:
             kept = operand(x, u, s)
@@ -85,7 +94,7 @@ def whole_forward(
         else:
             out, kept = forward(x, u, s)
         m_t = (t < b_len)[:, None]
-        tl.store(y + o_t[:, None] * H + o_h[None, :], tl.where(m_t, out[0], 0.0), mask=m)
+        tl.store(y + o_t[:, None] * Y + o_h[None, :], tl.where(m_t, out[0], 0.0), mask=m)
         s, x = select(m_t, out, s, S), x_next
         if saved is not None:
             store_vectors(saved, kept, o_t, o_h, m, H, K)
@@ -95,17 +104,40 @@ def whole_forward(
 
 
 @triton.jit(do_not_specialize=["T", "B"])
-def whole_backward(
-    dy, carry_h, carry_c, y, h0, c0, weight_hh, lengths, saved, cells, grads, T, B, H,
+def whole_forward(
+    one, other, lengths, T, B, H, Y,
+    forward: tl.constexpr, operand: tl.constexpr, OPERAND: tl.constexpr,
+    G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, SECOND: tl.constexpr,
+    ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Grid: batch blocks, directions. ``other``, the reverse one, may be None."""
+    if tl.program_id(1) == 0:
+        _forward(
+            one, lengths, T, B, H, Y, forward, operand, OPERAND, G, S, K, SECOND,
+            False, ACC, BB, BH, PRECISION, UPCAST,
+        )  # fmt: skip
+    elif other is not None:
+        _forward(
+            other, lengths, T, B, H, Y, forward, operand, OPERAND, G, S, K, SECOND,
+            True, ACC, BB, BH, PRECISION, UPCAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward(
+    direction, lengths, T, B, H, Y,
     backward: tl.constexpr, backward_operand: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid: batch blocks. ``dy`` may be None: zero.
+    """One direction. ``dy`` may be None: zero.
 
     ``carry_h`` [B, H], ``carry_c`` [S-1, B, H]: gradients of the last states, then of the first.
+    ``dreset``: (dreset_h, dreset_c), of the same sizes, or Nones where they are not wanted.
     """
+    dy, carry_h, carry_c, dreset, y, h0, c0, reset, weight_hh, saved, cells, grads = direction
     o_b = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)  # [BB]
     o_h = tl.arange(0, BH)
     m_b, m_h = o_b < B, o_h < H
@@ -117,16 +149,20 @@ def whole_backward(
         w = w + (tl.load(p_w, mask=m_h[:, None] & m_h[None, :], other=0.0),)  # [BH, BH of h]
     dout = load_planes(carry_h, o_b, o_h, m, B, H, 1, ACC)
     dout = dout + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
+    nothing = zeros(BB, BH, S, ACC)
+    danew = nothing
 
     for i in range(T):
         t = tl.cast(i if REVERSE else T - 1 - i, tl.int64)
         o_t = t * B + o_b
         m_t = (t < b_len)[:, None]
         kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
-        s = states_before(y, h0, cells, c0, b_len, t, o_b, o_h, m, B, H, S, REVERSE, False, ACC)
-        out = states_after(y, cells, t, o_b, o_h, m, B, H, S, False, ACC)
+        s = states_before(
+            y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, False, ACC
+        )
+        out = states_after(y, cells, t, o_b, o_h, m, B, H, Y, S, False, ACC)
         if dy is not None:
-            b_dy = load(dy, o_t[:, None] * H + o_h[None, :], m & m_t, ACC)
+            b_dy = load(dy, o_t[:, None] * Y + o_h[None, :], m & m_t, ACC)
             dout = (dout[0] + b_dy,) + dout[1:]
         d, ds = backward(kept, s, out, dout)
         if SECOND > 0:
@@ -139,5 +175,34 @@ def whole_backward(
         b_dh = tl.zeros([BB, BH], ACC) + ds[0]
         b_dh = _recur_backward(b_dh, d, w, 0, G - SECOND, VECTOR, PRECISION, UPCAST)
         dout = select(m_t, (b_dh,) + ds[1:], dout, S)
+        if reset is not None:  # what a row began anew with gets it, not the step before
+            m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
+            if dreset[0] is not None:
+                danew = add(danew, select(m_cut, dout, nothing, S), S)
+            dout = select(m_cut, nothing, dout, S)
     store_planes(carry_h, dout, o_b, o_h, m, B, H, 1)
     store_planes(carry_c, dout[1:], o_b, o_h, m, B, H, S - 1)
+    if dreset[0] is not None:
+        store_planes(dreset[0], danew, o_b, o_h, m, B, H, 1)
+        store_planes(dreset[1], danew[1:], o_b, o_h, m, B, H, S - 1)
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def whole_backward(
+    one, other, lengths, T, B, H, Y,
+    backward: tl.constexpr, backward_operand: tl.constexpr, VECTOR: tl.constexpr,
+    G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
+    ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Grid: batch blocks, directions. ``other``, the reverse one, may be None."""
+    if tl.program_id(1) == 0:
+        _backward(
+            one, lengths, T, B, H, Y, backward, backward_operand, VECTOR, G, S, K, D, SECOND,
+            False, ACC, BB, BH, PRECISION, UPCAST,
+        )  # fmt: skip
+    elif other is not None:
+        _backward(
+            other, lengths, T, B, H, Y, backward, backward_operand, VECTOR, G, S, K, D, SECOND,
+            True, ACC, BB, BH, PRECISION, UPCAST,
+        )  # fmt: skip
