@@ -5,64 +5,177 @@ in which warps run and in which what they send arrives. Shows nothing of a GPU's
 compiler or speed.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import pytest
+import test_cuda_host as stepwise
 import torch
-from cluster_case import CELLS, SERVED, Case, inputs, judge, run
+from exactness import assert_exact
+from sequence_case import CELLS, Case, check, inputs, plain, run, truth
+from torch.utils._pytree import tree_leaves
 
-BOTH = (False, True)
+from fusedrnn import ops
+
+host = pytest.importorskip(
+    "fusedrnn.fusedrnn_cluster_host",
+    reason="not built: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace",
+)
+SERVED = tuple(name for name, cell in CELLS.items() if not cell.second)
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How a problem is shared: CTAs, batch rows, and the shape of csrc/cluster_tile.h."""
+
+    size: int
+    rows: int = 8
+    shape: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.size}x{self.rows}" + f"-shape{self.shape}" * bool(self.shape)
+
+
 CASES = (
-    Case(T=1, B=1, H=1, size=1),
-    Case(T=4, B=3, H=35, size=2, lengths=(4, 2, 3)),
-    Case(T=3, B=8, H=31, size=1, directions=(True,), bias=False),
-    Case(T=5, B=5, H=50, size=4, directions=BOTH, lengths=(3, 5, 1, 0, 5), resets="given"),
-    Case(T=5, B=4, H=13, size=1, directions=BOTH, resets="zero"),
-    Case(T=2, B=19, H=24, size=2, rows=16),  # two clusters, the last with three rows
-    Case(T=3, B=30, H=37, size=2, rows=32, lengths=(3, 1, 2) * 10, resets="given"),
-    Case(T=2, B=2, H=70, size=2, shape=1, directions=BOTH),
+    (Cluster(1), Case(1, 1, 1)),
+    (Cluster(2), Case(4, 3, 35, lengths=(4, 2, 3))),
+    (Cluster(1), Case(3, 8, 31, bias=False, directions=2)),
+    (Cluster(4), Case(5, 5, 50, directions=2, lengths=(3, 5, 1, 0, 5), reset="given")),
+    (Cluster(1), Case(5, 4, 13, directions=2, reset="zeros")),
+    (Cluster(2, rows=16), Case(2, 19, 24)),  # two clusters, the second with three rows
+    (Cluster(2, rows=32), Case(3, 30, 37, lengths=(3, 1, 2) * 10, reset="given")),
+    (Cluster(2, shape=1), Case(2, 2, 70, directions=2)),
 )
 WIDE = (
-    ("lstm", Case(T=2, B=1, H=145, size=8)),  # more tiles of all units than warps
-    ("gru", Case(T=2, B=2, H=150, size=8, lengths=(1, 2))),
-    ("lstm", Case(T=2, B=2, H=90, size=2, shape=1)),  # backward: a part of W_hh in shared memory
-    ("lstm", Case(T=2, B=1, H=400, size=16, shape=1)),  # forward too
-    ("rnn_tanh", Case(T=2, B=9, H=130, size=2, rows=16)),
+    ("lstm", Cluster(8), Case(2, 1, 145)),  # more tiles of all units than a CTA has warps
+    ("gru", Cluster(8), Case(2, 2, 150, lengths=(1, 2))),
+    ("lstm", Cluster(2, shape=1), Case(2, 2, 90)),  # backward: W_hh in shared memory too
+    ("lstm", Cluster(16, shape=1), Case(2, 1, 400)),  # and forward
+    ("rnn_tanh", Cluster(2, rows=16), Case(2, 9, 130)),
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.fixture
+def on(monkeypatch):
+    """on(cluster, order): the ops run on such clusters; in that order of what happens."""
+    monkeypatch.setattr(stepwise, "host", host)
+
+    def use(cluster: Cluster, order: int = 7) -> None:
+        for backward in (False, True):
+            host.choose(
+                shape=cluster.shape, size=cluster.size, rows=cluster.rows, backward=backward
+            )
+        monkeypatch.setattr(ops, "_op", stepwise.Host(order))
+
+    yield use
+    host.leave_out("")
+
+
+def judge(cell, case, dtype):
+    """The error rule for every output and gradient."""
+    tensors = inputs(cell, case, dtype)
+    theirs = run(plain, cell, case, tensors, dtype)
+    check(
+        run(stepwise.sequence, cell, case, tensors, dtype),
+        truth(cell, case, tensors),
+        theirs,
+        dtype,
+        cell.name,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("cluster", "case"), CASES, ids=str)
 @pytest.mark.parametrize("name", SERVED)
-def test_against_float64(name, case, dtype):
+def test_against_float64(on, name, cluster, case, dtype):
+    on(cluster)
     judge(CELLS[name], case, dtype)
 
 
-@pytest.mark.parametrize(("name", "case"), WIDE, ids=str)
-def test_more_than_one_tile_of_everything(name, case):
+@pytest.mark.parametrize(("name", "cluster", "case"), WIDE, ids=str)
+def test_more_than_one_tile_of_everything(on, name, cluster, case):
+    on(cluster)
     judge(CELLS[name], case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
-def test_order_of_warps_and_arrivals_does_not_matter(name):
+def test_order_of_warps_and_arrivals_does_not_matter(on, name):
     """What is read before it has come, or overwritten before it was read, would change bits."""
-    case = Case(T=6, B=3, H=40 if name != "rnn_tanh" else 70, size=4 if name != "rnn_tanh" else 2)
-    tensors = inputs(CELLS[name], case, torch.bfloat16)
-    first = run(CELLS[name], replace(case, order=0), tensors, torch.bfloat16)
-    for order in (1, 2, 3, 4, 5):
-        other = run(CELLS[name], replace(case, order=order), tensors, torch.bfloat16)
-        for one, two in zip(first, other, strict=True):
-            assert all(torch.equal(one[key], two[key]) for key in one), order
+    cluster, case = (Cluster(2), Case(6, 3, 70)) if name == "rnn_tanh" else (
+        Cluster(4), Case(6, 3, 40, reset="given")
+    )  # fmt: skip
+    tensors, results = inputs(CELLS[name], case, torch.bfloat16), []
+    for order in range(6):  # ascending, descending, random ones
+        on(cluster, order)
+        results.append(run(stepwise.sequence, CELLS[name], case, tensors, torch.bfloat16))
+    for other in results[1:]:
+        assert all(torch.equal(results[0][key], other[key]) for key in other)
 
 
-@pytest.mark.parametrize("fault", ["wait", "sync_cta", "sync_cluster"])
-def test_every_part_of_the_protocol_is_needed(fault):
-    """Without any one of them a run goes wrong, and these tests see it."""
-    case = Case(T=6, B=3, H=40, size=4, fault=fault)
-    seen = 0
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_both_directions_at_once_are_two_calls(on, name):
+    """Bit for bit."""
+    on(Cluster(2))
+    case = Case(3, 5, 35, directions=2, lengths=(1, 3, 2, 0, 3), reset="given")
+    tensors = inputs(CELLS[name], case, torch.float16)
+    together, apart = (
+        stepwise.round_trip(stepwise.Host(7, apart=one), CELLS[name], case, tensors)
+        for one in (False, True)
+    )
+    for a, b in zip(tree_leaves(together), tree_leaves(apart), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("missing", ["dy", "dhn", "dcn"])
+def test_absent_gradients_are_zero(on, name, missing):
+    on(Cluster(1))
+    cell, case, device = CELLS[name], Case(3, 2, 5, directions=2), stepwise.Host()
+    gx, W, b, R, h0, c0, *spans = given = stepwise.native(case, inputs(cell, case, torch.float16))
+    y, hn, cn, saved, cells, _ = device.forward(cell.name, *given, True)
+    dout = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "dcn": torch.ones_like(cn)}
+    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    with_zero = device.backward(name, *(dout | {missing: dout[missing] * 0}).values(), *rest)
+    without = device.backward(name, *(dout | {missing: None}).values(), *rest)
+    assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
+
+
+def test_inference_is_training_bit_for_bit(on):
+    on(Cluster(2))
+    case, cell = Case(4, 3, 35, directions=2, reset="zeros"), CELLS["lstm"]
+    given = stepwise.native(case, inputs(cell, case, torch.bfloat16))
+    saved, unsaved = (stepwise.Host().forward("lstm", *given, save)[:3] for save in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(saved, unsaved, strict=True))
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_no_steps(on, name):
+    """The states pass through."""
+    on(Cluster(1))
+    case = Case(0, 3, 4, directions=2, reset="given")
+    given = stepwise.native(case, inputs(CELLS[name], case, torch.float16))
+    gx, W, b, R, h0, c0, *spans = given
+    y, hn, cn, saved, cells, _ = stepwise.Host().forward(name, *given, True)
+    assert y.numel() == 0 and torch.equal(hn, h0) and torch.equal(cn, c0)
+    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    _, dh0, dc0, _, *dreset = stepwise.Host().backward(name, None, hn, cn, *rest)
+    assert torch.equal(dh0, hn) and torch.equal(dc0, cn)
+    assert not any(t.any() for t in dreset)
+
+
+@pytest.mark.parametrize("part", ["wait", "sync_cta", "sync_cluster"])
+def test_every_part_of_the_protocol_is_needed(on, part):
+    """Without any one of them runs go wrong, and these tests see it."""
+    case, cell, seen = Case(6, 3, 40), CELLS["lstm"], 0
+    tensors = inputs(cell, case, torch.bfloat16)
+    theirs = run(plain, cell, case, tensors, torch.bfloat16)
+    true = truth(cell, case, tensors)
+    host.leave_out(part)
     for order in range(2, 8):
+        on(Cluster(4), order)
         try:
-            judge(CELLS["lstm"], replace(case, order=order), torch.bfloat16)
+            got = run(stepwise.sequence, cell, case, tensors, torch.bfloat16)
+            assert_exact(got, theirs, true, torch.bfloat16, part)
         except (AssertionError, RuntimeError):
             seen += 1
-    assert seen >= 3
+    assert seen >= 3, seen

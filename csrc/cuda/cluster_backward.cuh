@@ -12,7 +12,6 @@
 // multiplies those of the step before, and no warp is further ahead than one meeting of threads.
 #pragma once
 #include "cluster_product.cuh"
-#include "state.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -117,10 +116,10 @@ struct ClusterBackward {
       if (!exists(i)) continue;
       const int64_t b = row0 + row_of(i);
       length[i] = p.lengths == nullptr ? n.T : p.lengths[b];
-      carry[i][0] = start_of<Data>(p.dhn, nullptr, false, state_of(i));
+      carry[i][0] = or_zero<Data>(p.dhn, state_of(i));
 #pragma unroll
       for (int s = 1; s < S; ++s) {
-        carry[i][s] = start_of<Data>(p.dcn, nullptr, false, (s - 1) * n.B * n.H + state_of(i));
+        carry[i][s] = or_zero<Data>(p.dcn, (s - 1) * n.B * n.H + state_of(i));
         if (n.T > 0) known[i].before[s] = cell_state(i, s, time_of(n, n.T - 1));
       }
     }
@@ -217,7 +216,7 @@ struct ClusterBackward {
     const int64_t t = time_of(n, i), b = row0 + row_of(j);
     float dout[S], d[D] = {}, ds[S];
     gather(j, at, of.cut, dout);
-    known[j].cut = reset_before(n, p.reset, length[j], b, i);
+    known[j].cut = is_reset(p, i, b);
     const bool live = t < length[j];
     if (live) {
       float saved[K], s[S], out[S];
@@ -248,10 +247,10 @@ struct ClusterBackward {
 #pragma unroll
     for (int k = 1; k < S; ++k) s[k] = of.before[k];
     if (i > 0 && time_of(n, i - 1) < length[j] && !of.cut) return;
-    s[0] = start_of<Data>(p.h0, p.reset_h, of.cut, state_of(j));
+    s[0] = or_zero<Data>(of.cut ? p.reset_h : p.h0, state_of(j));
 #pragma unroll
     for (int k = 1; k < S; ++k) {
-      s[k] = start_of<Data>(p.c0, p.reset_c, of.cut, (k - 1) * n.B * n.H + state_of(j));
+      s[k] = or_zero<Data>(of.cut ? p.reset_c : p.c0, (k - 1) * n.B * n.H + state_of(j));
     }
   }
 

@@ -10,7 +10,6 @@
 // step i, to which every warp of every CTA contributed after it had read all of step i - 1.
 #pragma once
 #include "cluster_product.cuh"
-#include "state.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -140,9 +139,8 @@ struct ClusterForward {
       const int row = at / work.pitch % work.rows, unit = at % work.pitch;
       float value = 0;
       if (at < work.rows * work.pitch && row < rows && unit < n.H) {
-        const int64_t b = row0 + row, length = p.lengths == nullptr ? n.T : p.lengths[b];
-        value =
-            start_of<Data>(p.h0, p.reset_h, reset_before(n, p.reset, length, b, 0), b * n.H + unit);
+        const int64_t b = row0 + row;
+        value = or_zero<Data>(is_reset(p, 0, b) ? p.reset_h : p.h0, b * n.H + unit);
       }
       round_to(h[at], value);
     }
@@ -156,18 +154,18 @@ struct ClusterForward {
       for (int g = 0; g < G; ++g) x[i][g] = Data(0.0f);
       if (!exists(i)) continue;
       length[i] = p.lengths == nullptr ? n.T : p.lengths[b];
-      restart(i, reset_before(n, p.reset, length[i], b, 0), p.h0, p.c0, at);
+      const bool anew = is_reset(p, 0, b);
+      restart(i, anew ? p.reset_h : p.h0, anew ? p.reset_c : p.c0, at);
     }
     request(0);
     Exchange::sync_cluster();
   }
 
-  __device__ void restart(int i, bool is_reset, const void* first_h, const void* first_c,
-                          int64_t at) {
-    state[i][0] = start_of<Data>(first_h, p.reset_h, is_reset, at);
+  __device__ void restart(int i, const void* from_h, const void* from_c, int64_t at) {
+    state[i][0] = or_zero<Data>(from_h, at);
 #pragma unroll
     for (int s = 1; s < S; ++s) {
-      state[i][s] = start_of<Data>(first_c, p.reset_c, is_reset, (s - 1) * p.n.B * p.n.H + at);
+      state[i][s] = or_zero<Data>(from_c, (s - 1) * p.n.B * p.n.H + at);
     }
   }
 
@@ -183,7 +181,7 @@ struct ClusterForward {
           static_cast<const Data*>(p.gx) + (time_of(n, step) * n.B + b) * G * n.H + unit_of(i);
 #pragma unroll
       for (int g = 0; g < G; ++g) x[i][g] = from[g * n.H];
-      cut[i] = step + 1 < n.T && reset_before(n, p.reset, length[i], b, step + 1);
+      cut[i] = is_reset(p, step + 1, b);
     }
   }
 
@@ -243,7 +241,7 @@ struct ClusterForward {
 #pragma unroll
     for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];
     if (cut[i]) {
-      restart(i, true, nullptr, nullptr, (row0 + row_of(i)) * n.H + unit_of(i));
+      restart(i, p.reset_h, p.reset_c, (row0 + row_of(i)) * n.H + unit_of(i));
     }
   }
 

@@ -7,6 +7,7 @@
 #pragma once
 #include "../cluster_tile.h"
 #include "cluster_device.cuh"
+#include "state.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -127,30 +128,6 @@ struct ClusterCall {
   ClusterWork work;
   int groups;  // clusters of one direction
 };
-
-#ifdef FRNN_CLUSTERS
-
-// The time of step number i in the order of a direction.
-__device__ inline int64_t time_of(const SequenceSizes& n, int i) {
-  return n.reverse ? n.T - 1 - i : i;
-}
-
-// Whether a row is reset between steps i - 1 and i of a direction. There is nothing to reset before
-// the first step of a reverse direction, nor at and after a row's end.
-__device__ inline bool reset_before(const SequenceSizes& n, const bool* reset, int64_t length,
-                                    int64_t b, int i) {
-  const int64_t t = time_of(n, i) + (n.reverse ? 1 : 0);
-  return reset != nullptr && t < length && t < n.T && reset[t * n.B + b];
-}
-
-// A state that a row starts with: of `reset` or of `first`, zero where that is null.
-template <class Data>
-__device__ inline float start_of(const void* first, const void* reset, bool is_reset, int64_t at) {
-  const Data* from = static_cast<const Data*>(is_reset ? reset : first);
-  return from == nullptr ? 0.0f : widen(from[at]);
-}
-
-#endif
 
 }  // namespace cuda
 }  // namespace fusedrnn

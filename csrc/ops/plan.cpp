@@ -10,15 +10,28 @@
 namespace fusedrnn {
 namespace {
 
-// One line a device, its fields between bars, in the order of GpuDevice.
+// A device in one line, its fields between bars, in the order of GpuDevice.
+void write(std::ostringstream& out, const GpuDevice& d) {
+  out << d.name << '|' << d.title << '|' << d.arch << '|' << d.sms << '|' << d.gpcs << '|'
+      << d.max_cluster << '|' << d.shared_per_cta << '|' << d.shared_per_sm << '|'
+      << d.threads_per_sm << '|' << d.fma32 << '|' << d.fma64 << '|' << d.mma16 << '|' << d.ghz
+      << '\n';
+}
+
 std::string gpu_devices() {
   std::ostringstream out;
-  for (const GpuDevice& d : known_devices()) {
-    out << d.name << '|' << d.title << '|' << d.arch << '|' << d.sms << '|' << d.gpcs << '|'
-        << d.max_cluster << '|' << d.shared_per_cta << '|' << d.shared_per_sm << '|'
-        << d.threads_per_sm << '|' << d.fma32 << '|' << d.fma64 << '|' << d.mma16 << '|' << d.ghz
-        << '\n';
-  }
+  for (const GpuDevice& d : known_devices()) write(out, d);
+  return out.str();
+}
+
+std::string gpu_like(std::string title, int64_t arch, int64_t sms, int64_t shared_per_cta,
+                     int64_t shared_per_sm, int64_t threads_per_sm) {
+  GpuDevice seen = {};
+  seen.title = title, seen.arch = int(arch), seen.sms = int(sms);
+  seen.shared_per_cta = int(shared_per_cta), seen.shared_per_sm = int(shared_per_sm);
+  seen.threads_per_sm = int(threads_per_sm);
+  std::ostringstream out;
+  write(out, like_known(seen));
   return out.str();
 }
 
@@ -76,5 +89,6 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("gpu_devices", TORCH_BOX(&fusedrnn::gpu_devices));
+  m.impl("gpu_like", TORCH_BOX(&fusedrnn::gpu_like));
   m.impl("sequence_plans", TORCH_BOX(&fusedrnn::sequence_plans));
 }

@@ -16,17 +16,24 @@ namespace {
 
 using namespace fusedrnn;
 using Pointers = std::map<std::string, uintptr_t>;  // by the fields' names; absent: null
+using Direction = std::pair<bool, Pointers>;        // whether it is the reverse one
 using Answer = std::optional<std::string>;          // what is wrong
 
 struct Problem {
-  int64_t T, B, H;
+  int64_t T, B, H, P;
   std::string dtype;
   int64_t y_row;
-  // Of the cluster kernel: see ClusterWork.
-  int shape, size, rows;
-  uint64_t order;
-  std::string fault;
+
+  SequenceSizes sizes(bool reverse) const {
+    const DType kind = dtype == "bfloat16" ? DType::bf16 : DType::f16;
+    return {T, B, H, P, kind, reverse, y_row, 1};
+  }
 };
+
+// Shape, CTAs of a cluster and batch rows, for forward and backward: see ClusterWork.
+struct Choice {
+  int shape, size, rows;
+} choices[2];
 
 struct Fields {
   const Pointers& pointers;
@@ -41,40 +48,23 @@ struct Fields {
   }
 };
 
-SequenceSizes sizes(const Problem& p, const Fields& f) {
-  SequenceSizes n = {};
-  n.T = p.T, n.B = p.B, n.H = n.P = p.H;
-  n.dtype = p.dtype == "bfloat16" ? DType::bf16 : DType::f16;
-  n.reverse = f("reverse") != nullptr;
-  n.y_row = p.y_row;
-  return n;
-}
-
-// Calls run(kernels, directions, work, refused) with each direction read by `read`.
-template <class Read, class Run>
-Answer run(const std::string& cell, const Problem& p, const std::vector<Pointers>& directions,
-           bool backward, Read read, Run run_on) {
-  using Args = decltype(read(Fields{directions[0]}));
-  std::vector<Args> args;
-  for (const Pointers& pointers : directions) args.push_back(read(Fields{pointers}));
-  cuda::host::cluster_order = p.order;
-  cuda::host::cluster_fault = p.fault;
+// run(kernels of the cell and dtype, how a cluster shares the problem).
+template <class F>
+Answer with_kernels(const std::string& cell, const Problem& p, bool backward, uint64_t order,
+                    F run) {
+  cuda::host::cluster_order = order;
   Answer answer = "no cell named " + cell;
   const auto on = [&](auto kernels, int gates) {
+    const Choice& c = choices[backward];
     ClusterWork work;
-    if (!cluster_work(work, gates, p.H, p.shape, p.size, p.rows, backward)) {
-      answer = "the shape cannot serve the problem so";
-      return;
-    }
-    bool refused = false;
-    const char* wrong = run_on(kernels, args.data(), int(args.size()), work, refused);
-    answer =
-        wrong == nullptr ? std::nullopt : Answer((refused ? "refused: " : "") + std::string(wrong));
+    answer = cluster_work(work, gates, p.H, c.shape, c.size, c.rows, backward)
+                 ? run(kernels, work)
+                 : Answer("the shape cannot serve the problem so");
   };
 #define X(...)                                                            \
   if (cell == __VA_ARGS__::kName && p.dtype == "bfloat16") {              \
     on(cuda::Clustered<__VA_ARGS__, DType::bf16>(), __VA_ARGS__::kGates); \
-  } else if (cell == __VA_ARGS__::kName) {                                \
+  } else if (cell == __VA_ARGS__::kName && p.dtype == "float16") {        \
     on(cuda::Clustered<__VA_ARGS__, DType::f16>(), __VA_ARGS__::kGates);  \
   }
   FRNN_FOR_EACH_CELL(X)
@@ -82,40 +72,50 @@ Answer run(const std::string& cell, const Problem& p, const std::vector<Pointers
   return answer;
 }
 
+Answer told(const char* wrong) { return wrong == nullptr ? std::nullopt : Answer(wrong); }
+
 Answer run_forward(const std::string& cell, const Problem& problem,
-                   const std::vector<Pointers>& directions) {
-  const auto read = [&](const Fields& f) {
+                   const std::vector<Direction>& directions, uint64_t order) {
+  std::vector<SequenceForward> layer;
+  for (const auto& [reverse, pointers] : directions) {
+    const Fields f{pointers};
     SequenceForward p = {};
-    p.n = sizes(problem, f);
+    p.n = problem.sizes(reverse);
     p.gx = f("gx"), p.weight_hh = f("weight_hh"), p.bias_hh = f("bias_hh");
     p.h0 = f("h0"), p.c0 = f("c0"), p.lengths = f.as<int64_t>("lengths");
     p.reset = f.as<bool>("reset"), p.reset_h = f("reset_h"), p.reset_c = f("reset_c");
     p.y = f("y"), p.hn = f("hn"), p.cn = f("cn"), p.saved = f("saved"), p.cells = f("cells");
-    return p;
-  };
-  return run(cell, problem, directions, false, read,
-             [](auto kernels, auto* args, int count, const ClusterWork& work, bool& refused) {
-               return kernels.forward(args, count, work, nullptr, refused);
-             });
+    layer.push_back(p);
+  }
+  return with_kernels(cell, problem, false, order, [&](auto kernels, const ClusterWork& work) {
+    bool refused = false;
+    return told(kernels.forward(layer.data(), int(layer.size()), work, nullptr, refused));
+  });
 }
 
 Answer run_backward(const std::string& cell, const Problem& problem,
-                    const std::vector<Pointers>& directions) {
-  const auto read = [&](const Fields& f) {
+                    const std::vector<Direction>& directions, uint64_t order) {
+  std::vector<SequenceBackward> layer;
+  for (const auto& [reverse, pointers] : directions) {
+    const Fields f{pointers};
     SequenceBackward p = {};
-    p.n = sizes(problem, f);
+    p.n = problem.sizes(reverse);
     p.dy = f("dy"), p.dhn = f("dhn"), p.dcn = f("dcn"), p.y = f("y"), p.h0 = f("h0");
     p.c0 = f("c0"), p.weight_hh = f("weight_hh"), p.lengths = f.as<int64_t>("lengths");
     p.reset = f.as<bool>("reset"), p.reset_h = f("reset_h"), p.reset_c = f("reset_c");
     p.saved = f("saved"), p.cells = f("cells"), p.grads = f("grads");
     p.dh0 = f("dh0"), p.dc0 = f("dc0");
     p.dreset_h = f("dreset_h"), p.dreset_c = f("dreset_c");
-    return p;
-  };
-  return run(cell, problem, directions, true, read,
-             [](auto kernels, auto* args, int count, const ClusterWork& work, bool& refused) {
-               return kernels.backward(args, count, work, nullptr, refused);
-             });
+    layer.push_back(p);
+  }
+  return with_kernels(cell, problem, true, order, [&](auto kernels, const ClusterWork& work) {
+    bool refused = false;
+    return told(kernels.backward(layer.data(), int(layer.size()), work, nullptr, refused));
+  });
+}
+
+void choose(int shape, int size, int rows, bool backward) {
+  choices[backward] = {shape, size, rows};
 }
 
 }  // namespace
@@ -124,17 +124,20 @@ PYBIND11_MODULE(fusedrnn_cluster_host, m) {
   namespace py = pybind11;
   m.doc() = "The cluster kernels on the host: see csrc/testing/cluster_host.h";
   py::class_<Problem>(m, "Problem")
-      .def(py::init([](int64_t T, int64_t B, int64_t H, std::string dtype, int64_t y_row, int shape,
-                       int size, int rows, uint64_t order, std::string fault) {
-             return Problem{T,    B,    H,     std::move(dtype), y_row, shape,
-                            size, rows, order, std::move(fault)};
-           }),
-           py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("dtype"),
-           py::arg("y_row"), py::arg("shape"), py::arg("size"), py::arg("rows"),
-           py::arg("order") = 0, py::arg("fault") = "");
+      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t P, std::string dtype,
+                       int64_t y_row) { return Problem{T, B, H, P, std::move(dtype), y_row}; }),
+           py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("P"), py::arg("dtype"),
+           py::arg("y_row"));
   const char* text =
-      "Runs a layer's directions on pointers named as in csrc/sequence.h (`reverse`: any that is "
-      "not null); returns None or what is wrong.";
-  m.def("forward", run_forward, py::arg("cell"), py::arg("problem"), py::arg("directions"), text);
-  m.def("backward", run_backward, py::arg("cell"), py::arg("problem"), py::arg("directions"), text);
+      "Runs the kernels on one or two directions, each (reverse, pointers named as in "
+      "csrc/sequence.h); returns None or what is wrong.";
+  m.def("forward", run_forward, py::arg("cell"), py::arg("problem"), py::arg("directions"),
+        py::arg("order") = 0, text);
+  m.def("backward", run_backward, py::arg("cell"), py::arg("problem"), py::arg("directions"),
+        py::arg("order") = 0, text);
+  m.def("choose", choose, py::kw_only(), py::arg("shape"), py::arg("size"), py::arg("rows"),
+        py::arg("backward"), "How clusters share the problems of the calls that follow.");
+  m.def(
+      "leave_out", [](std::string what) { cuda::host::cluster_fault = std::move(what); },
+      "Leaves out a part of the protocol: wait, sync_cta, sync_cluster; or nothing.");
 }

@@ -14,8 +14,6 @@
 
 #include "cuda_host.h"
 
-#define __grid_constant__
-
 namespace fusedrnn {
 namespace cuda {
 
