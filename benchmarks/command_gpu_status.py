@@ -6,14 +6,13 @@ run on a GPU.
 
 import argparse
 import shutil
-from itertools import product
 from pathlib import Path
 
 from fusedrnn.cells import CELLS
 
 from .environment import ROOT
 from .gpu_check import Record, load
-from .gpu_check_kernels import DTYPES, KERNELS, STEPWISE
+from .gpu_check_kernels import CLUSTER, KERNELS, STEPWISE, cells, dtypes
 from .markdown import grid
 from .results import FOLDER, ResultsError
 
@@ -33,13 +32,15 @@ compiled for GPUs and its numbers have been checked without one; it has not been
 """
 AFTER = """\
 Each row stands for every cell: {cells}.
+The cluster kernel has all of them but `gru_reset_before`, whose second product it lacks.
 
 - **host**: the CUDA source itself, compiled by g++ with every CUDA thread as a fiber, against
-  float64 under the error rule (`tests/test_cuda_host.py`): every option, sizes across every tile
-  border, random orders of threads and CTAs, NaN around every buffer. What tensor cores do is done
-  lane by lane, as the instructions define it. It cannot show what a GPU's memory system, scheduler
-  or compiler does.
-- **compiled**: stepwise CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, no register spilled
+  float64 under the error rule (`tests/test_cuda_host.py`, `tests/test_cluster_host.py`): every
+  option, sizes across every tile border, random orders of threads, CTAs and of what CTAs send each
+  other, NaN around every buffer. What tensor cores do is done lane by lane, as the instructions
+  define it. It cannot show what a GPU's memory system, scheduler or compiler does.
+- **compiled**: stepwise CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, cluster CUDA for sm_90a
+  and sm_100 (elsewhere it is empty, and the planner never picks it), no register spilled
   ([kernel-table.md](kernel-table.md), `tests/test_cuda_compile.py`); Triton offline for the
   architectures named in `tests/test_triton_compile.py`.
 - **interpreter**: Triton's own, on the CPU (`tests/test_triton.py`).
@@ -118,12 +119,19 @@ def page(found: list[Record]) -> str:
     heads = ["kernel", "dtype", "direction", "on a GPU", "shown without one"]
     body = [
         [kernel, dtype, direction, status(found, kernel, dtype, direction), without(kernel, dtype)]
-        for kernel, dtype, direction in product(KERNELS, DTYPES, DIRECTIONS)
+        for kernel, dtype, direction in lines()
     ]
-    cells = ",\n".join(wrapped([f"`{name}`" for name in CELLS]))
+    names = ",\n".join(wrapped([f"`{name}`" for name in CELLS]))
     rows = "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *body])
-    parts = [head, f"{rows}\n", AFTER.format(cells=cells), *checks(found), CHANGES]
+    parts = [head, f"{rows}\n", AFTER.format(cells=names), *checks(found), CHANGES]
     return "\n".join(parts)
+
+
+def lines() -> list[tuple[str, str, str]]:
+    """Kernel, dtype and direction of every row."""
+    return [
+        (k, dtype, direction) for k in KERNELS for dtype in dtypes(k) for direction in DIRECTIONS
+    ]
 
 
 def wrapped(names: list[str]) -> list[str]:
@@ -133,7 +141,7 @@ def wrapped(names: list[str]) -> list[str]:
 
 def without(kernel: str, dtype: str) -> str:
     """What has been shown of a kernel on machines without a GPU."""
-    if kernel != STEPWISE:
+    if kernel not in (STEPWISE, CLUSTER):
         return "interpreter, compiled"
     return "host, gradcheck, compiled" if dtype == "float64" else "host, compiled"
 
@@ -154,18 +162,19 @@ def status(found: list[Record], kernel: str, dtype: str, direction: str) -> str:
         ]
         if mine:
             cards.setdefault(one.environment["gpu"], (one, mine))
-    return "; ".join(f"{where(one)}: {outcome(mine)}" for one, mine in cards.values()) or NEVER
+    said = (f"{where(one)}: {outcome(mine, cells(kernel))}" for one, mine in cards.values())
+    return "; ".join(said) or NEVER
 
 
-def outcome(entries: list[dict[str, object]]) -> str:
+def outcome(entries: list[dict[str, object]], all_cells: tuple[str, ...]) -> str:
     """The entries of one kernel, dtype and direction in a few words."""
     bad = [e for e in entries if e["status"] != "ok"]
     if bad:
         what = sorted({f"{e['cell']} {e['status']}" for e in bad})
         return f"**{', '.join(what)}**"
-    cells = {e["cell"] for e in entries}
+    tried = {e["cell"] for e in entries}
     worst = max(e["error"] / e["bound"] for e in entries)
-    some = "" if cells == set(CELLS) else f" ({len(cells)} of {len(CELLS)} cells)"
+    some = "" if tried == set(all_cells) else f" ({len(tried)} of {len(all_cells)} cells)"
     return f"ok{some}, error at most {worst:.2f} of what is allowed"
 
 
