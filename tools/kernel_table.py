@@ -31,9 +31,9 @@ Written by `python tools/kernel_table.py compile -o docs/kernel-table.md`; a tes
 the compiler. Registers a thread, by architecture; static shared memory in bytes. "Spilled" adds
 spill stores, spill loads and stack over all architectures: 0 means that all stays in registers.
 
-Cluster kernels have the number of their shape (csrc/cluster_tile.h) and of tiles of eight batch rows
-in brackets. They are empty but on sm_90a and sm_100; their shared memory is dynamic, and `python -m
-fusedrnn plan` says how much.
+Cluster kernels have the number of their shape (csrc/cluster_tile.h) and of tiles of eight batch
+rows in brackets. They are empty but on sm_90a and sm_100; their shared memory is dynamic, and
+`python -m fusedrnn plan` says how much.
 
 """
 
