@@ -195,18 +195,18 @@ struct ClusterBackward {
 
   // The gradients of the states after a step; what flows out of a row that is reset there goes to
   // the reset state.
-  __device__ void gather(int j, int at, bool cut, float (&d)[S]) {
+  __device__ void gather(int j, int at, bool cut, Brief (&d)[S]) {
 #pragma unroll
-    for (int s = 0; s < S; ++s) d[s] = carry[j][s];
+    for (int s = 0; s < S; ++s) d[s] = Brief(carry[j][s]);
     if (at == 0) return;
     const float* part = parts + ((at & 1) * work.size * work.rows + row_of(j)) * work.units;
 #pragma unroll 4
     for (int rank = 0; rank < work.size; ++rank) {
-      d[0] += part[rank * work.rows * work.units + own_unit(j)];
+      d[0] += Brief(part[rank * work.rows * work.units + own_unit(j)]);
     }
     if (!cut) return;
 #pragma unroll
-    for (int s = 0; s < S; ++s) resets[j][s] += d[s], d[s] = 0;
+    for (int s = 0; s < S; ++s) resets[j][s] += d[s].v, d[s] = Brief(0.0f);
   }
 
   // The cell backward.
@@ -214,43 +214,45 @@ struct ClusterBackward {
     const SequenceSizes& n = p.n;
     const Recalled<Cell, Data>& of = known[j];
     const int64_t t = time_of(n, i), b = row0 + row_of(j);
-    float dout[S], d[D] = {}, ds[S];
+    Brief dout[S], d[D], ds[S];
+#pragma unroll
+    for (int k = 0; k < D; ++k) d[k] = Brief(0.0f);
     gather(j, at, of.cut, dout);
     known[j].cut = is_reset(p, i, b);
     const bool live = t < length[j];
     if (live) {
-      float saved[K], s[S], out[S];
+      Brief saved[K], s[S], out[S];
 #pragma unroll
-      for (int k = 0; k < K; ++k) saved[k] = widen(of.saved[k]);
+      for (int k = 0; k < K; ++k) saved[k] = Brief(widen(of.saved[k]));
       states_before(i, j, s);
-      out[0] = 0;
+      out[0] = Brief(0.0f);
 #pragma unroll
-      for (int k = 1; k < S; ++k) out[k] = of.after[k];
-      dout[0] += widen(of.dy);
+      for (int k = 1; k < S; ++k) out[k] = Brief(of.after[k]);
+      dout[0] += Brief(widen(of.dy));
       Cell::backward(saved, s, out, dout, d, ds);
     }
 #pragma unroll
-    for (int s = 0; s < S; ++s) carry[j][s] = live ? ds[s] : dout[s];
+    for (int s = 0; s < S; ++s) carry[j][s] = live ? ds[s].v : dout[s].v;
     Data* to = gates + ((at & 1) * work.rows + row_of(j)) * work.pitch + own_unit(j);
 #pragma unroll
-    for (int g = 0; g < G; ++g) round_to(to[g * work.units], d[Cell::h_grad(g)]);
+    for (int g = 0; g < G; ++g) round_to(to[g * work.units], d[Cell::h_grad(g)].v);
     Data* grads = static_cast<Data*>(p.grads) + (t * n.B + b) * D * n.H + unit_of(j);
 #pragma unroll
-    for (int k = 0; k < D; ++k) round_to(grads[k * n.H], d[k]);
+    for (int k = 0; k < D; ++k) round_to(grads[k * n.H], d[k].v);
   }
 
   // Before a row's first step it has its initial states: y is no state where it takes no part.
-  __device__ void states_before(int i, int j, float (&s)[S]) const {
+  __device__ void states_before(int i, int j, Brief (&s)[S]) const {
     const SequenceSizes& n = p.n;
     const Recalled<Cell, Data>& of = known[j];
-    s[0] = widen(of.h);
+    s[0] = Brief(widen(of.h));
 #pragma unroll
-    for (int k = 1; k < S; ++k) s[k] = of.before[k];
+    for (int k = 1; k < S; ++k) s[k] = Brief(of.before[k]);
     if (i > 0 && time_of(n, i - 1) < length[j] && !of.cut) return;
-    s[0] = or_zero<Data>(of.cut ? p.reset_h : p.h0, state_of(j));
+    s[0] = Brief(or_zero<Data>(of.cut ? p.reset_h : p.h0, state_of(j)));
 #pragma unroll
     for (int k = 1; k < S; ++k) {
-      s[k] = or_zero<Data>(of.cut ? p.reset_c : p.c0, (k - 1) * n.B * n.H + state_of(j));
+      s[k] = Brief(or_zero<Data>(of.cut ? p.reset_c : p.c0, (k - 1) * n.B * n.H + state_of(j)));
     }
   }
 
@@ -283,16 +285,16 @@ struct ClusterBackward {
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
       if (!exists(j)) continue;
-      float d[S];
+      Brief d[S];
       gather(j, at, known[j].cut, d);
-      round_to(static_cast<Data*>(p.dh0)[state_of(j)], d[0]);
+      round_to(static_cast<Data*>(p.dh0)[state_of(j)], d[0].v);
       if (p.dreset_h != nullptr) {
         round_to(static_cast<Data*>(p.dreset_h)[state_of(j)], resets[j][0]);
       }
 #pragma unroll
       for (int s = 1; s < S; ++s) {
         const int64_t to = (s - 1) * n.B * n.H + state_of(j);
-        round_to(static_cast<Data*>(p.dc0)[to], d[s]);
+        round_to(static_cast<Data*>(p.dc0)[to], d[s].v);
         if (p.dreset_c != nullptr) round_to(static_cast<Data*>(p.dreset_c)[to], resets[j][s]);
       }
     }

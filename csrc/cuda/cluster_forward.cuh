@@ -38,19 +38,19 @@ struct TileOfUnits {
 
   // The sums of all gates of this lane's pairs. With four slots a lane has two of a unit's gates in
   // two rows of the batch, and the lane 16 further the two others: they swap, and keep a row each.
-  static __device__ void gather(const float (&sums)[4], float (&u)[kPairs][kGates]) {
+  static __device__ void gather(const float (&sums)[4], Brief (&u)[kPairs][kGates]) {
     if constexpr (kSlots == 1) {
 #pragma unroll
-      for (int e = 0; e < kPairs; ++e) u[e][0] = sums[e];
+      for (int e = 0; e < kPairs; ++e) u[e][0] = Brief(sums[e]);
     } else {
       const bool upper = my_lane().g >= 4;
       const float low = upper ? sums[1] : sums[0], high = upper ? sums[3] : sums[2];
       const float other_low = Mma::swap(upper ? sums[0] : sums[1], 16);
       const float other_high = Mma::swap(upper ? sums[2] : sums[3], 16);
-      u[0][0] = upper ? other_low : low;
-      u[0][1] = upper ? low : other_low;
-      u[0][2] = upper ? other_high : high;
-      if constexpr (kGates == 4) u[0][3] = upper ? high : other_high;
+      u[0][0] = Brief(upper ? other_low : low);
+      u[0][1] = Brief(upper ? low : other_low);
+      u[0][2] = Brief(upper ? other_high : high);
+      if constexpr (kGates == 4) u[0][3] = Brief(upper ? high : other_high);
     }
   }
 };
@@ -88,7 +88,7 @@ struct ClusterForward {
   Data x[kPairs][G];
   bool cut[kPairs];  // whether the next step starts with the reset state
   int64_t length[kPairs];
-  float state[kPairs][S];
+  Brief state[kPairs][S];
 
   __device__ ClusterForward(const SequenceForward& problem, const ClusterWork& share, int group)
       : p(problem), work(share), weights(share) {
@@ -149,7 +149,7 @@ struct ClusterForward {
       const int64_t b = row0 + row_of(i), at = b * n.H + unit_of(i);
       length[i] = 0, cut[i] = false;
 #pragma unroll
-      for (int s = 0; s < S; ++s) state[i][s] = 0;
+      for (int s = 0; s < S; ++s) state[i][s] = Brief(0.0f);
 #pragma unroll
       for (int g = 0; g < G; ++g) x[i][g] = Data(0.0f);
       if (!exists(i)) continue;
@@ -162,10 +162,10 @@ struct ClusterForward {
   }
 
   __device__ void restart(int i, const void* from_h, const void* from_c, int64_t at) {
-    state[i][0] = or_zero<Data>(from_h, at);
+    state[i][0] = Brief(or_zero<Data>(from_h, at));
 #pragma unroll
     for (int s = 1; s < S; ++s) {
-      state[i][s] = or_zero<Data>(from_c, (s - 1) * p.n.B * p.n.H + at);
+      state[i][s] = Brief(or_zero<Data>(from_c, (s - 1) * p.n.B * p.n.H + at));
     }
   }
 
@@ -213,10 +213,10 @@ struct ClusterForward {
         for (int e = 0; e < 4; ++e) sums[0][n][0][e] += sums[0][n][chain][e];
       }
     }
-    float saved[kPairs][K], out[kPairs][S];
+    Brief saved[kPairs][K], out[kPairs][S];
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
-      float u[Tile::kPairs][G];
+      Brief u[Tile::kPairs][G];
       Tile::gather(sums[0][n][0], u);
 #pragma unroll
       for (int e = 0; e < Tile::kPairs; ++e) {
@@ -230,25 +230,22 @@ struct ClusterForward {
   }
 
   // The cell. `state` then is what the next step starts with.
-  __device__ void advance(int step, int i, const float (&u)[G], float (&out)[S],
-                          float (&saved)[K]) {
-    const SequenceSizes& n = p.n;
-    float wide[G];
+  __device__ void advance(int step, int i, const Brief (&u)[G], Brief (&out)[S],
+                          Brief (&saved)[K]) {
+    Brief of_x[G];
 #pragma unroll
-    for (int g = 0; g < G; ++g) wide[g] = widen(x[i][g]);
-    Cell::forward(wide, u, state[i], out, saved);
-    const bool live = time_of(n, step) < length[i];
+    for (int g = 0; g < G; ++g) of_x[g] = Brief(widen(x[i][g]));
+    Cell::forward(of_x, u, state[i], out, saved);
+    const bool live = time_of(p.n, step) < length[i];
 #pragma unroll
     for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];
-    if (cut[i]) {
-      restart(i, p.reset_h, p.reset_c, (row0 + row_of(i)) * n.H + unit_of(i));
-    }
+    if (cut[i]) restart(i, p.reset_h, p.reset_c, (row0 + row_of(i)) * p.n.H + unit_of(i));
   }
 
   // h of four units of a row, this lane's among them, to every CTA's buffer.
   __device__ void send(int i, int buffer) {
     Data mine;
-    round_to(mine, state[i][0]);
+    round_to(mine, state[i][0].v);
     uint32_t low, high;
     four_units(mine, low, high);
     if (row_of(i) >= rows) return;
@@ -263,7 +260,7 @@ struct ClusterForward {
     }
   }
 
-  __device__ void store(int step, const float (&out)[kPairs][S], const float (&saved)[kPairs][K]) {
+  __device__ void store(int step, const Brief (&out)[kPairs][S], const Brief (&saved)[kPairs][K]) {
     const SequenceSizes& n = p.n;
     const int64_t t = time_of(n, step);
 #pragma unroll
@@ -271,18 +268,18 @@ struct ClusterForward {
       if (!exists(i)) continue;
       const int64_t b = row0 + row_of(i), unit = unit_of(i), row = t * n.B + b;
       const bool live = t < length[i];
-      round_to(static_cast<Data*>(p.y)[row * n.y_row + unit], live ? out[i][0] : 0.0f);
+      round_to(static_cast<Data*>(p.y)[row * n.y_row + unit], live ? out[i][0].v : 0.0f);
 #pragma unroll
       for (int s = 1; s < S; ++s) {
         if (p.cells == nullptr) break;
         float* cells = static_cast<float*>(p.cells) + t * (S - 1) * n.B * n.H;
-        cells[((s - 1) * n.B + b) * n.H + unit] = out[i][s];
+        cells[((s - 1) * n.B + b) * n.H + unit] = out[i][s].v;
       }
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         if (p.saved == nullptr) break;
         Data* to = static_cast<Data*>(p.saved) + (row * K + k) * n.H + unit;
-        round_to(*to, live ? saved[i][k] : 0.0f);
+        round_to(*to, live ? saved[i][k].v : 0.0f);
       }
     }
   }
@@ -292,10 +289,10 @@ struct ClusterForward {
     for (int i = 0; i < kPairs; ++i) {
       if (!exists(i)) continue;
       const int64_t at = (row0 + row_of(i)) * p.n.H + unit_of(i);
-      round_to(static_cast<Data*>(p.hn)[at], state[i][0]);
+      round_to(static_cast<Data*>(p.hn)[at], state[i][0].v);
 #pragma unroll
       for (int s = 1; s < S; ++s) {
-        round_to(static_cast<Data*>(p.cn)[(s - 1) * p.n.B * p.n.H + at], state[i][s]);
+        round_to(static_cast<Data*>(p.cn)[(s - 1) * p.n.B * p.n.H + at], state[i][s].v);
       }
     }
   }

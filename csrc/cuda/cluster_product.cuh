@@ -6,6 +6,7 @@
 // load brings what a lane has of B in a span, and two what it has of A.
 #pragma once
 #include "../cluster_tile.h"
+#include "brief.cuh"
 #include "cluster_device.cuh"
 #include "state.cuh"
 
