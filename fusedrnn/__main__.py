@@ -114,6 +114,10 @@ def gpus() -> Iterator[tuple[str, str]]:
         major, minor = torch.cuda.get_device_capability(index)
         code = _native.cuda_code((major, minor)) or _native.missing_code((major, minor))
         yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}: {code}"
+        if _native.HAS_CUDA and major >= 9:
+            with torch.cuda.device(index):  # the stepwise kernel serves where there are none
+                sizes = [f"{n}: {torch.ops.fusedrnn.cluster_room(n)}" for n in (8, 16)]
+            yield f"cuda:{index} clusters", f"of {', of '.join(sizes)}"
 
 
 def environment() -> Iterator[tuple[str, str]]:

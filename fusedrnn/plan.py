@@ -13,6 +13,7 @@ from . import _native
 from .cells import CELLS
 
 _native.LIBRARY.define("gpu_devices() -> str")
+_native.LIBRARY.define("cluster_room(int size) -> str")
 _native.LIBRARY.define(
     "gpu_like(str title, int arch, int sms, int shared_per_cta, int shared_per_sm, "
     "int threads_per_sm) -> str"

@@ -12,47 +12,60 @@ template <class Problem>
 using ClusterKernel = void (*)(const ClusterCall<Problem>);
 
 #ifndef FUSEDRNN_CUDA_HOST
-// Nothing here waits or allocates: fit for capture in a CUDA graph. All CTAs of a cluster run at
-// once by definition; whether there is room for one at all is asked under the limits of the moment
-// (other tenants, fewer SMs), so that nobody waits for what never starts.
+// A launch, and how many of its clusters the GPU can hold at once: asked under the limits of the
+// moment (other tenants, fewer SMs). All CTAs of a cluster run at once by definition; where there
+// is room for none, nobody must wait for what never starts.
+struct ClusterLaunch {
+  cudaLaunchAttribute attribute;
+  cudaLaunchConfig_t config = {};
+  int at_once = 0;
+
+  static bool failed(cudaError_t error) {
+    if (error != cudaSuccess) (void)cudaGetLastError();  // so that nobody reports it a second time
+    return error != cudaSuccess;
+  }
+
+  // Returns why the kernel cannot be launched, or null.
+  template <class Kernel>
+  const char* prepare(Kernel kernel, const ClusterWork& work, int64_t clusters,
+                      cudaStream_t stream) {
+    const void* symbol = reinterpret_cast<const void*>(kernel);
+    cudaFuncAttributes about;
+    if (failed(cudaFuncGetAttributes(&about, symbol))) return "the driver has no cluster kernel";
+    if (about.ptxVersion < 90 || about.ptxVersion >= 120) {
+      return "the library has no code of the cluster kernel for this GPU (sm_90a, sm_100)";
+    }
+    if (clusters * work.size > 0x7fffffff) return "more than 2^31 - 1 CTAs in one launch";
+    if (failed(cudaFuncSetAttribute(symbol, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    work.shared)) ||
+        failed(cudaFuncSetAttribute(symbol, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))) {
+      return "the driver does not allow so much shared memory, or clusters of this size";
+    }
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(work.size);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3(static_cast<unsigned>(clusters * work.size));
+    config.blockDim = dim3(static_cast<unsigned>(work.warps * 32));
+    config.dynamicSmemBytes = static_cast<size_t>(work.shared);
+    config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = 1;
+    if (failed(cudaOccupancyMaxActiveClusters(&at_once, kernel, &config)) || at_once < 1) {
+      return "no such cluster fits on the GPU now";
+    }
+    return nullptr;
+  }
+};
+
+// Nothing here waits or allocates: fit for capture in a CUDA graph.
 template <class Problem>
 const char* launch_clusters(ClusterKernel<Problem> kernel, const ClusterCall<Problem>& call,
                             int64_t clusters, cudaStream_t stream, bool& refused) {
-  const ClusterWork& work = call.work;
-  refused = true;
-  const auto failed = [](cudaError_t error) {
-    if (error != cudaSuccess) (void)cudaGetLastError();
-    return error != cudaSuccess;
-  };
-  const void* symbol = reinterpret_cast<const void*>(kernel);
-  cudaFuncAttributes about;
-  if (failed(cudaFuncGetAttributes(&about, symbol))) return "the driver has no cluster kernel";
-  if (about.ptxVersion < 90 || about.ptxVersion >= 120) {
-    return "the library has no code of the cluster kernel for this GPU (sm_90a, sm_100)";
-  }
-  if (clusters * work.size > 0x7fffffff) return "more than 2^31 - 1 CTAs in one launch";
-  if (failed(
-          cudaFuncSetAttribute(symbol, cudaFuncAttributeMaxDynamicSharedMemorySize, work.shared)) ||
-      failed(cudaFuncSetAttribute(symbol, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))) {
-    return "the driver does not allow so much shared memory, or clusters of this size";
-  }
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(work.size);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * work.size));
-  config.blockDim = dim3(static_cast<unsigned>(work.warps * 32));
-  config.dynamicSmemBytes = static_cast<size_t>(work.shared);
-  config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = 1;
-  int at_once = 0;
-  if (failed(cudaOccupancyMaxActiveClusters(&at_once, kernel, &config)) || at_once < 1) {
-    return "no such cluster fits on the GPU now";
-  }
-  refused = false;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, call);
-  return failed(error) ? cudaGetErrorString(error) : nullptr;
+  ClusterLaunch launch;
+  const char* why = launch.prepare(kernel, call.work, clusters, stream);
+  refused = why != nullptr;
+  if (refused) return why;
+  const cudaError_t error = cudaLaunchKernelEx(&launch.config, kernel, call);
+  return ClusterLaunch::failed(error) ? cudaGetErrorString(error) : nullptr;
 }
 #endif
 

@@ -20,5 +20,9 @@ struct Clustered {
 // The GPU that is current, for the planner; null where the driver does not say.
 const GpuDevice* current_gpu();
 
+// How many clusters of so many CTAs that have an SM each the current GPU can hold now; else why
+// none.
+int cluster_room(int size, const char*& why_none);
+
 }  // namespace cuda
 }  // namespace fusedrnn

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "../cells.h"
+#include "../cuda/cluster_launchers.h"
 #include "../devices.h"
 #include "common.h"
 
@@ -64,6 +65,17 @@ void write(std::ostringstream& out, const Plan& p) {
       << p.launches << '|' << p.rounds << '|' << p.us_per_step << '|' << p.reason << '\n';
 }
 
+// What the current GPU says of clusters of so many CTAs.
+std::string cluster_room(int64_t size) {
+#ifdef FUSEDRNN_CUDA
+  const char* why_none = nullptr;
+  const int count = cuda::cluster_room(int(size), why_none);
+  return why_none != nullptr ? why_none : std::to_string(count) + " at once";
+#else
+  return "the library has no CUDA kernels, nor clusters of " + std::to_string(size);
+#endif
+}
+
 // One line a kernel, in the order of plans(), the fields of Plan between bars.
 std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
                            int64_t P, bool projection, bool backward, int64_t directions,
@@ -89,6 +101,7 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("gpu_devices", TORCH_BOX(&fusedrnn::gpu_devices));
+  m.impl("cluster_room", TORCH_BOX(&fusedrnn::cluster_room));
   m.impl("gpu_like", TORCH_BOX(&fusedrnn::gpu_like));
   m.impl("sequence_plans", TORCH_BOX(&fusedrnn::sequence_plans));
 }
