@@ -54,8 +54,8 @@ def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:
         return [(33, 37, 24, 129)]
     shared = triton_plan.shared_memory(torch.device(device)) if device == "cuda" else 227 << 10
     for units in (128, 64, 32, 16):
-        kind = getattr(torch, dtype)
-        if triton_plan.plan(CELLS[cell], kind, 37, units, False, shared).whole:
+        shape = triton_plan.Shape(cell, getattr(torch, dtype), 37, units)
+        if triton_plan.plan(shape, shared).whole:
             return [(33, 37, 24, units - 3)]
     raise RuntimeError(f"no size of {cell} in {dtype} fits the whole-sequence kernel")
 

@@ -9,10 +9,12 @@
 namespace fusedrnn {
 namespace {
 
-// The model, in clocks: an exchange inside a cluster up to its first byte and the bytes a clock
-// after it, the same where a cluster is one CTA, and the maths of a cell for eight rows.
-constexpr double kExchange = 200, kExchangePerClock = 64, kAlone = 40;
-constexpr double kForwardGates = 130, kBackwardGates = 360, kSharedPerClock = 128;
+// The model, in clocks: an exchange inside a cluster up to its first byte, what each further CTA
+// adds, the bytes a clock after it, and the same where a cluster is one CTA; a product that waits for
+// the one before; and the maths of a cell for eight rows.
+constexpr double kExchange = 200, kExchangeCta = 5, kExchangePerClock = 64, kAlone = 40;
+constexpr double kProductLatency = 33, kForwardGates = 130, kBackwardGates = 360;
+constexpr double kSharedPerClock = 128;
 
 // How many clusters of this size a device holds at once.
 int64_t clusters(const GpuDevice& d, int size) {
@@ -36,10 +38,14 @@ double clocks(const ClusterWork& w, const PlanProblem& p, const GpuDevice& d) {
   const double product = double(w.tiles) * kClusterTile * depth * w.rows / d.mma16;
   // Each warp reads all of B, and what of A is not in registers.
   const double read = double(w.warps) * depth * w.rows * 2 + (w.shared - w.rest);
+  // Forward has four sums at a time, over all rows; backward one for each tile of A, eight rows at a
+  // time.
+  const double chain = w.spans * 2.0 * columns / (p.backward ? 1 : 4) * kProductLatency;
   const double gates = (p.backward ? kBackwardGates : kForwardGates) * (1 + columns) / 2;
   const double bytes = double(w.size) * w.units * w.rows * (p.backward ? 4 : 2);
-  const double exchange = w.size == 1 ? kAlone : kExchange + bytes / kExchangePerClock;
-  return std::max(product, read / kSharedPerClock) + gates + exchange;
+  const double exchange =
+      w.size == 1 ? kAlone : kExchange + kExchangeCta * w.size + bytes / kExchangePerClock;
+  return std::max({product, read / kSharedPerClock, chain}) + gates + exchange;
 }
 
 Plan plan_of(const ClusterWork& w, const PlanProblem& p, const GpuDevice& d) {

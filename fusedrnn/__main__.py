@@ -26,6 +26,7 @@ VARIABLES = {
     "FUSEDRNN_BACKEND": "which backend serves, instead of the fastest",
     "FUSEDRNN_CPU_ISA": "which CPU instruction set, instead of the best",
     "FUSEDRNN_CUDA_KERNEL": "cluster or stepwise, instead of the planner's choice",
+    "FUSEDRNN_TRITON_TILES": "the file of measured tiles for Triton kernels",
     "TRITON_INTERPRET": "1: Triton kernels run in its interpreter",
     "OMP_NUM_THREADS": "CPU threads of torch and fusedrnn",
     "CUDA_VISIBLE_DEVICES": "which GPUs torch sees",

@@ -118,6 +118,18 @@ def arguments(case: Case, tensors: Result) -> tuple:
     return tensors["x"], weights, tensors["h0"], tensors["c0"], lengths, reset
 
 
+def op_arguments(cell: Cell, case: Case, tensors: Result, save: bool = True) -> tuple:
+    """What the forward op takes."""
+    x, weights, h0, c0, lengths, anew = arguments(case, tensors)
+    lists = (
+        [w.weight_hh for w in weights],
+        [w.bias_hh for w in weights if w.bias_hh is not None],
+        [w.weight_hr for w in weights if w.weight_hr is not None],
+    )
+    anew = (None, None, None) if anew is None else tuple(anew)
+    return (cell.name, list(x.unbind(0)), *lists, h0, c0, lengths, *anew, save)
+
+
 def run(function: Run, cell: Cell, case: Case, tensors: Result, dtype: torch.dtype) -> Result:
     """Outputs, and gradients of every input, of ``function`` in ``dtype``."""
     leaves = {name: t.detach().to(dtype).requires_grad_() for name, t in tensors.items()}

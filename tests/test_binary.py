@@ -87,14 +87,16 @@ def test_one_openmp_runtime_and_torch_rules_it():
     program = """if True:
         import torch
         from fusedrnn import _backend, ops
+        from fusedrnn._call import Weights
         from fusedrnn.__main__ import openmp_runtimes
         from fusedrnn.cells import CELLS
         before = openmp_runtimes()
         torch.set_num_threads(2)
         H, B = 256, 8
         with _backend.backend("cpu"):
-            ops.sequence(CELLS["rnn_tanh"], torch.randn(3, B, H), torch.randn(H, H), None, None,
-                         torch.zeros(B, H), torch.zeros(0, B, H))
+            ops.sequence(CELLS["rnn_tanh"], torch.randn(3, B, 5),
+                         (Weights(torch.randn(H, 5), torch.randn(H, H)),),
+                         torch.zeros(1, B, H), torch.zeros(1, 0, B, H))
         assert len(before) == 1 and openmp_runtimes() == before, openmp_runtimes()
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

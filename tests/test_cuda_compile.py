@@ -103,19 +103,19 @@ def test_the_committed_table_is_complete_and_in_budget():
 def test_the_tool_reads_what_ptxas_writes():
     """One message each of a kernel that spills and of one that has no cell and no shared memory."""
     log = """
-ptxas info    : Compiling entry function '_ZN8fusedrnn4cuda12forward_stepINS_4base3RNNINS2_4TanhEEE6__halfEEvNS_15SequenceForwardENS0_12ForwardStateIT_T0_EEl' for 'sm_90a'
-ptxas info    : Function properties for _ZN8fusedrnn4cuda12forward_stepINS_4base3RNNINS2_4TanhEEE6__halfEEvNS_15SequenceForwardENS0_12ForwardStateIT_T0_EEl
+ptxas info    : Compiling entry function '_ZN8fusedrnn4cuda12forward_stepINS_4base3RNNINS2_4TanhEEE6__halfEEvNS0_5LayerINS_15SequenceForwardENS0_12ForwardStateIT0_EEEEl' for 'sm_90a'
+ptxas info    : Function properties for _ZN8fusedrnn4cuda12forward_stepINS_4base3RNNINS2_4TanhEEE6__halfEEvNS0_5LayerINS_15SequenceForwardENS0_12ForwardStateIT0_EEEEl
     16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
 ptxas info    : Used 96 registers, used 1 barriers, 13824 bytes smem
-ptxas info    : Compiling entry function '_ZN8fusedrnn4cuda11store_stateIdEEvlPKNS0_6WideOfIT_E4typeEPS3_' for 'sm_80'
-ptxas info    : Function properties for _ZN8fusedrnn4cuda11store_stateIdEEvlPKNS0_6WideOfIT_E4typeEPS3_
+ptxas info    : Compiling entry function '_ZN8fusedrnn4cuda11forward_endIdEEvNS0_5LayerINS_15SequenceForwardENS0_12ForwardStateIT_EEEE' for 'sm_80'
+ptxas info    : Function properties for _ZN8fusedrnn4cuda11forward_endIdEEvNS0_5LayerINS_15SequenceForwardENS0_12ForwardStateIT_EEEE
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 8 registers, used 0 barriers, 380 bytes cmem[0]
 """  # noqa: E501
     one, two = kernel_table.parse(log)
     assert one.key == ("forward_step", "rnn_tanh", "float16")
     assert (one.arch, one.registers, one.shared, one.spilled) == ("90a", 96, 13824, 28)
-    assert two.key == ("store_state", "-", "float64")
+    assert two.key == ("forward_end", "-", "float64")
     assert (two.arch, two.registers, two.shared, two.spilled) == ("80", 8, 0, 0)
 
 

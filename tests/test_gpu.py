@@ -7,11 +7,23 @@ kernel ran.
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from samples import LAYERS
-from sequence_case import CELLS, Case, cases, check, inputs, plain, run, truth
+from sequence_case import (
+    CELLS,
+    Case,
+    arguments,
+    cases,
+    check,
+    inputs,
+    op_arguments,
+    plain,
+    run,
+    truth,
+)
 from torch.library import opcheck
 
 import fusedrnn
@@ -90,17 +102,20 @@ def test_capture_and_replay(name, bidirectional, device):
 def test_two_streams_at_once(name, device):
     """Each call's workspace and order belong to the stream that is current."""
     cell, on_gpu = CELLS[name], device.type == "cuda"
-    tensors = [inputs(cell, case, torch.float32, device) for case in (BIG, Case(T=40, B=20, H=65))]
-    alone = [ops.sequence(cell, *t.values()) for t in tensors]
-    streams = [torch.cuda.Stream() if on_gpu else None for _ in tensors]
+    calls = [
+        arguments(case, inputs(cell, case, torch.float32, device))
+        for case in (BIG, Case(T=40, B=20, H=65))
+    ]
+    alone = [ops.sequence(cell, *call) for call in calls]
+    streams = [torch.cuda.Stream() if on_gpu else None for _ in calls]
     for stream in streams:
         if on_gpu:
             stream.wait_stream(torch.cuda.current_stream())
     results = [[], []]
     for _ in range(5):
-        for stream, t, into in zip(streams, tensors, results, strict=True):
+        for stream, call, into in zip(streams, calls, results, strict=True):
             with torch.cuda.stream(stream) if on_gpu else nullcontext():
-                into.append(ops.sequence(cell, *t.values()))
+                into.append(ops.sequence(cell, *call))
     if on_gpu:
         torch.cuda.synchronize()
     for once, often in zip(alone, results, strict=True):
@@ -122,12 +137,14 @@ def test_opcheck(name, ragged, device):
     forward = getattr(torch.ops.fusedrnn.sequence_forward, kind)
     backward = getattr(torch.ops.fusedrnn.sequence_backward, kind)
     P = 2 if name == "lstm" else None
-    gx, W, b, R, h0, c0 = inputs(CELLS[name], Case(4, 2, 3, P), torch.float32, device).values()
-    lengths = torch.tensor([2, 4], device=device) if ragged else None
-    arguments = (name, gx, W, b, R, h0, c0, lengths, ragged, True)
+    case = Case(4, 2, 3, P)
+    if ragged:
+        case = replace(case, directions=2, lengths=(2, 4), reset="given")
+    arguments = op_arguments(CELLS[name], case, inputs(CELLS[name], case, torch.float32, device))
     opcheck(forward, arguments)
     y, hn, cn, saved, kept, _ = forward(*arguments)
-    rest = (y, h0, c0, W, R, lengths, ragged, saved, kept)
+    _, _, W, _, R, h0, c0, *spans, _ = arguments
+    rest = (y, h0, c0, W, R, *spans, saved, kept)
     opcheck(backward, (name, *map(torch.randn_like, (y, hn, cn)), *rest))
     opcheck(backward, (name, torch.randn_like(y), None, None, *rest))
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import assert_close64
-from sequence_case import Case, arguments, inputs, run, truth
+from sequence_case import Case, arguments, inputs, op_arguments, run, truth
 from torch.library import opcheck
 
 import fusedrnn
@@ -27,9 +27,9 @@ def lengths_of(T, B):
 @directions
 @ragged
 @reset
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 3, 7), (4, 33, 17), (3, 2, 131)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 33, 17), (3, 2, 131)])
 def test_equals_reference(cell, directions, ragged, reset, sizes, device):
-    case = Case(*sizes, directions=directions, reset=reset, bias=ragged or sizes[0] != 5)
+    case = Case(*sizes, directions=directions, reset=reset, bias=sizes[0] != 3)
     if ragged:
         case = replace(case, lengths=lengths_of(case.T, case.B))
     tensors = inputs(cell, case, torch.float64, device)
@@ -152,9 +152,10 @@ def test_the_input_product_is_part_of_the_call(cell, directions, device):
     x = torch.randn(3, 2, 4, dtype=torch.float64, device=device, requires_grad=True)
     ih = [torch.randn(rows, 4, device=device).double().requires_grad_() for _ in weights]
     bias = [torch.randn(rows, device=device).double().requires_grad_() for _ in weights]
-    full = tuple(w._replace(weight_ih=i, bias_ih=b) for w, i, b in zip(weights, ih, bias))
+    products = list(zip(weights, ih, bias, strict=True))
+    full = tuple(w._replace(weight_ih=i, bias_ih=b) for w, i, b in products)
     y, _, _ = ops.sequence(cell, x, full, h0, c0)
-    gx = torch.stack([torch.nn.functional.linear(x, i, b) for i, b in zip(ih, bias)])
+    gx = torch.stack([torch.nn.functional.linear(x, i, b) for _, i, b in products])
     z, _, _ = ops.sequence(cell, gx, weights, h0, c0)
     grads = [torch.autograd.grad(t.sin().sum(), [x, *ih, *bias]) for t in (y, z)]
     assert_close64([y, *grads[0]], [z, *grads[1]], cell.name)
@@ -200,18 +201,6 @@ def test_double_backward_through_the_reference():
     with fusedrnn.backend("reference"):
         cell = CELLS["gru"]
         assert torch.autograd.gradgradcheck(*flat(cell, case, inputs(cell, case, torch.float64)))
-
-
-def op_arguments(cell, case, tensors, save=True):
-    """What the forward op takes."""
-    x, weights, h0, c0, lengths, anew = arguments(case, tensors)
-    lists = (
-        [w.weight_hh for w in weights],
-        [w.bias_hh for w in weights if w.bias_hh is not None],
-        [w.weight_hr for w in weights if w.weight_hr is not None],
-    )
-    anew = (None, None, None) if anew is None else tuple(anew)
-    return (cell.name, list(x.unbind(0)), *lists, h0, c0, lengths, *anew, save)
 
 
 @cells

@@ -58,7 +58,8 @@ def test_every_cell_is_served():
 
 def test_plan_says_why():
     def plan(H, dtype=torch.bfloat16, projection=False, shared=227 << 10):
-        return planner.plan(CELLS["lstm"], dtype, 16, H, projection, shared)
+        shape = planner.Shape("lstm", dtype, 16, H, P=8 if projection else None)
+        return planner.plan(shape, shared)
 
     assert plan(128).whole and "stays on chip" in plan(128).reason
     assert not plan(129).whole and "H=129 is more than the 128 units" in plan(129).reason

@@ -52,8 +52,9 @@ def resources(cubin):
 
 def largest_whole(cell, dtype, shared):
     """The most units that the planner gives to the kernel for whole sequences."""
-    sizes = (H for H in (128, 64, 32, 16) if planner.plan(cell, dtype, 16, H, False, shared).whole)
-    return next(sizes)
+    for H in (128, 64, 32, 16):
+        if planner.plan(planner.Shape(cell.name, dtype, 16, H), shared).whole:
+            return H
 
 
 def call(name, dtype, kernel, shared):

@@ -15,6 +15,7 @@ from fusedrnn import ops, reference
 from fusedrnn._call import Weights
 from fusedrnn.cells import CELLS
 from fusedrnn.triton import plan as planner
+from fusedrnn.triton import tune
 
 DEVICE = "cpu" if planner.INTERPRETED else "cuda"
 pytestmark = pytest.mark.usefixtures("one_thread", "round_to_nearest")
@@ -263,6 +264,21 @@ def test_wrong_arguments(name, wrong, message):
     args[name] = wrong
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fusedrnn.sequence_forward.triton("lstm", *args.values(), False)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_measured_tiles_serve(force, monkeypatch, kernel):
+    """Other tiles than the rule's, the same results."""
+    force(kernel)
+    shape, device = (
+        planner.Shape("gru", torch.float64, 33, 17),
+        torch.zeros(1, device=DEVICE).device,
+    )
+    rule = tune.choose(shape, device)
+    other = planner.Plan(rule.whole, 32, rule.units, 16, 2, 1, "measured")
+    monkeypatch.setattr(tune, "table", lambda: {tune.key(shape, device): other})
+    assert tune.choose(shape, device) == other != rule
+    check("gru", Case(2, 33, 17))
 
 
 @pytest.mark.parametrize("name", ("sigmoid", "tanh"))

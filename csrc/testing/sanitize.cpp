@@ -64,58 +64,81 @@ class Array {
 
 struct Case {
   int64_t T, B, H, P;  // P 0: no projection
-  bool lengths, reverse, bias;
+  bool lengths, both, bias;
+  bool reset = false;
 };
 
 // Enough work a step for several threads, and too little; sizes on both sides of vectors, tiles,
 // panels.
 constexpr Case kCases[] = {
-    {1, 1, 1, 0, false, false, true},   {1, 1, 200, 0, false, false, true},
-    {3, 7, 7, 0, true, true, true},     {3, 33, 33, 0, false, false, false},
-    {3, 9, 67, 0, true, false, true},   {2, 65, 48, 0, false, true, true},
-    {4, 16, 128, 0, true, true, false}, {3, 34, 64, 32, false, false, true},
-    {3, 20, 96, 33, true, true, false}, {1, 5, 130, 40, false, false, true},
+    {1, 1, 1, 0, false, false, true},      {1, 1, 200, 0, false, false, true},
+    {3, 7, 7, 0, true, true, true},        {3, 33, 33, 0, false, false, false},
+    {3, 9, 67, 0, true, false, true},      {2, 65, 48, 0, false, true, true},
+    {4, 16, 128, 0, true, true, false},    {3, 34, 64, 32, false, false, true},
+    {3, 20, 96, 33, true, true, false},    {1, 5, 130, 40, false, false, true},
+    {5, 9, 67, 0, true, true, true, true}, {4, 16, 128, 32, false, true, true, true},
 };
 
 // All that one forward and backward leave behind.
 template <class Cell>
 std::vector<Array> run_sequence(const Case& c, DType type, int threads, bool save) {
   constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
-  const int64_t T = c.T, B = c.B, H = c.H, P = c.P ? c.P : c.H;
+  const int64_t T = c.T, B = c.B, H = c.H, P = c.P ? c.P : c.H, N = c.both ? 2 : 1;
   generator.seed(3);
   std::vector<int64_t> lengths;
   for (int64_t b = 0; c.lengths && b < B; ++b) lengths.push_back(generator() % (T + 1));
-  const auto random = [&](int64_t count) { return Array(type, count, true); };
-  const Array gx = random(T * B * G * H), w = random(G * H * P), bias = random(G * H);
-  const Array wr = random(P * H), h0 = random(B * P), c0 = random((S - 1) * B * H);
-  const Array dy = random(T * B * P), dhn = random(B * P), dcn = random((S - 1) * B * H);
-  std::vector<Array> out;
-  for (int64_t count : {T * B * P, B * P, (S - 1) * B * H}) out.emplace_back(type, count);
-  const Array saved(type, T * B * K * H), cells(wide(type), T * (S - 1) * B * H);
-  const Array hidden(type, T * B * H);
+  const std::unique_ptr<bool[]> reset(c.reset ? new bool[T * B] : nullptr);
+  for (int64_t i = 0; c.reset && i < T * B; ++i) reset[i] = generator() % 3 == 0;
+  Array y(type, T * B * N * P);
+  const Array dy(type, T * B * N * P, true);
+  std::vector<Array> kept, out, gradients;
+  const auto random = [&](int64_t count) {
+    kept.emplace_back(type, count, true);
+    return kept.back().get();
+  };
+  const auto blank = [](std::vector<Array>& list, DType of, int64_t count) {
+    list.emplace_back(of, count);
+    return list.back().get();
+  };
+  const auto column = [&](const Array& t, int64_t d) {
+    return static_cast<char*>(t.get()) + d * P * width(type);
+  };
+  SequenceForward f[2] = {};
+  for (int64_t d = 0; d < N; ++d) {
+    SequenceForward& a = f[d];
+    a.n = {T, B, H, P, type, d == 1, N * P, threads};
+    a.gx = random(T * B * G * H), a.weight_hh = random(G * H * P);
+    a.bias_hh = c.bias ? random(G * H) : nullptr, a.weight_hr = c.P ? random(P * H) : nullptr;
+    a.h0 = random(B * P), a.c0 = random((S - 1) * B * H);
+    a.lengths = c.lengths ? lengths.data() : nullptr, a.reset = reset.get();
+    if (c.reset) a.reset_h = random(B * P), a.reset_c = random((S - 1) * B * H);
+    a.y = column(y, d), a.hn = blank(out, type, B * P), a.cn = blank(out, type, (S - 1) * B * H);
+    if (save) a.saved = blank(kept, type, T * B * K * H);
+    if (save) a.cells = blank(kept, wide(type), T * (S - 1) * B * H);
+    if (save && c.P) a.hidden = blank(kept, type, T * B * H);
+  }
   const SequenceKernels* kernels = sequence_kernels(Cell::kName);
-  SequenceForward f{};
-  f.n = {T, B, H, P, type, c.reverse, threads};
-  f.gx = gx.get(), f.weight_hh = w.get(), f.bias_hh = c.bias ? bias.get() : nullptr;
-  f.weight_hr = c.P ? wr.get() : nullptr, f.h0 = h0.get(), f.c0 = c0.get();
-  f.lengths = c.lengths ? lengths.data() : nullptr;
-  f.y = out[0].get(), f.hn = out[1].get(), f.cn = out[2].get();
-  if (save) f.saved = saved.get(), f.cells = cells.get();
-  if (save && c.P) f.hidden = hidden.get();
-  if (const char* wrong = kernels->forward(f, nullptr, nullptr)) complain(wrong);
+  if (const char* wrong = kernels->forward(f, int(N), nullptr, nullptr)) complain(wrong);
   ++runs;
-  if (!save) return out;
-  SequenceBackward b{};
-  b.n = f.n;
-  b.dy = dy.get(), b.dhn = dhn.get(), b.dcn = dcn.get(), b.y = f.y, b.h0 = f.h0, b.c0 = f.c0;
-  b.weight_hh = f.weight_hh, b.weight_hr = f.weight_hr, b.lengths = f.lengths;
-  b.saved = f.saved, b.cells = f.cells;
-  for (int64_t count : {T * B * D * H, B * P, (S - 1) * B * H, c.P ? T * B * P : 0})
-    out.emplace_back(type, count);
-  b.grads = out[3].get(), b.dh0 = out[4].get(), b.dc0 = out[5].get();
-  b.dh = c.P ? out[6].get() : nullptr;
-  if (const char* wrong = kernels->backward(b, nullptr, nullptr)) complain(wrong);
-  ++runs;
+  SequenceBackward g[2] = {};
+  for (int64_t d = 0; d < N && save; ++d) {
+    const SequenceForward& a = f[d];
+    SequenceBackward& b = g[d];
+    b.n = a.n, b.dy = column(dy, d), b.dhn = random(B * P), b.dcn = random((S - 1) * B * H);
+    b.y = a.y, b.h0 = a.h0, b.c0 = a.c0, b.weight_hh = a.weight_hh, b.weight_hr = a.weight_hr;
+    b.lengths = a.lengths, b.reset = a.reset, b.reset_h = a.reset_h, b.reset_c = a.reset_c;
+    b.saved = a.saved, b.cells = a.cells, b.grads = blank(gradients, type, T * B * D * H);
+    b.dh0 = blank(gradients, type, B * P), b.dc0 = blank(gradients, type, (S - 1) * B * H);
+    if (c.reset) b.dreset_h = blank(gradients, type, B * P);
+    if (c.reset) b.dreset_c = blank(gradients, type, (S - 1) * B * H);
+    if (c.P) b.dh = blank(gradients, type, T * B * P);
+  }
+  if (save) {
+    if (const char* wrong = kernels->backward(g, int(N), nullptr, nullptr)) complain(wrong);
+    ++runs;
+  }
+  out.push_back(std::move(y));
+  for (Array& gradient : gradients) out.push_back(std::move(gradient));
   return out;
 }
 

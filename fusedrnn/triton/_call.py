@@ -11,7 +11,8 @@ from torch import Tensor
 from ..cells import CELLS, Cell
 from ..reference import state_dtype
 from . import plan as planner
-from .plan import Plan, limit
+from . import tune
+from .plan import Plan, Shape, limit
 
 
 def on(device: torch.device) -> AbstractContextManager:
@@ -35,6 +36,7 @@ class Problem:
     B: int
     H: int
     P: int
+    precision: str
     plan: Plan
 
     def bind(self, kernel: Any, units: int = 0, reverse: bool = False) -> Callable[..., None]:
@@ -58,7 +60,7 @@ class Problem:
             "BB": p.rows,
             "BH": p.units,
             "BK": p.depth,
-            "PRECISION": planner.precision(dtype, self.like.device),
+            "PRECISION": self.precision,
             "UPCAST": planner.INTERPRETED and dtype == torch.bfloat16,
         }
         for name, twin in vars(c.triton).items():
@@ -118,8 +120,9 @@ def problem(
             f"fusedrnn: weight_hh has {H} x {P} elements a gate; the Triton kernels take less than "
             'two to the 31st. Use fusedrnn.backend("cuda") or fewer units'
         )
-    shared = planner.shared_memory(like.device)
-    return Problem(c, like, N, T, B, H, P, planner.plan(c, like.dtype, B, H, projected, shared))
+    precision = planner.precision(like.dtype, like.device)
+    shape = Shape(cell, like.dtype, B, H, P if projected else None, N, precision)
+    return Problem(c, like, N, T, B, H, P, precision, tune.choose(shape, like.device))
 
 
 def complete(name: str, tensors: list[Tensor], N: int) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from ..cells import CELLS, Cell
+from ..cells import CELLS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton's kernels run in its interpreter, on the CPU."""
@@ -39,6 +39,34 @@ def limit(cell: str, dtype: torch.dtype, projection: bool) -> str | None:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What the choice depends on.
+
+    Attributes:
+        cell: a name of the registry.
+        dtype: that of the tensors.
+        B: batch rows.
+        H: hidden units.
+        P: the projection's size, or None.
+        directions: 1 or 2.
+        precision: of float32 products: see ``precision``.
+    """
+
+    cell: str
+    dtype: torch.dtype
+    B: int
+    H: int
+    P: int | None = None
+    directions: int = 1
+    precision: str = "ieee"
+
+    def __str__(self) -> str:
+        words = [self.cell, str(self.dtype).removeprefix("torch."), f"B={self.B} H={self.H}"]
+        words += [f"P={self.P}"] * (self.P is not None) + ["both ways"] * (self.directions == 2)
+        return " ".join(words + [self.precision] * (self.precision != "ieee"))
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which kernels run, with which tiles, and why.
 
@@ -61,29 +89,25 @@ class Plan:
     reason: str
 
 
-def plan(cell: Cell, dtype: torch.dtype, B: int, H: int, projection: bool, shared: int) -> Plan:
-    """Choose the kernels for a problem.
+def plan(shape: Shape, shared: int) -> Plan:
+    """Choose the kernels for a problem by rule; tune.py has those that were measured.
 
     One launch for the whole sequence where the tiles of W_hh, padded to a power of two, fit into
     the shared memory of one program; else launches for each step.
 
     Args:
-        cell: a record of the registry.
-        dtype: that of the tensors.
-        B: batch rows.
-        H: hidden units.
-        projection: whether there is a ``weight_hr``.
+        shape: the problem.
         shared: bytes of shared memory that one program may have.
 
     Example:
         >>> import torch
-        >>> from fusedrnn.cells import CELLS
-        >>> plan(CELLS["gru"], torch.bfloat16, 64, 100, False, 227 << 10).reason
+        >>> plan(Shape("gru", torch.bfloat16, B=64, H=100), 227 << 10).reason
         'W_hh stays on chip: 163840 of 232448 bytes'
     """
+    dtype, H = shape.dtype, shape.H
     units = max(16, 1 << (H - 1).bit_length())  # tl.dot takes tiles of 16 and more
-    room = (len(cell.gates) * units + STAGED_TILES * 16) * units * dtype.itemsize
-    if projection:
+    room = (len(CELLS[shape.cell].gates) * units + STAGED_TILES * 16) * units * dtype.itemsize
+    if shape.P is not None:
         reason = "h is projected"
     elif units > WHOLE_UNITS:
         reason = f"H={H} is more than the {WHOLE_UNITS} units of one program"
@@ -94,7 +118,7 @@ def plan(cell: Cell, dtype: torch.dtype, B: int, H: int, projection: bool, share
         return Plan(
             True, 16, units, units, 8 if units >= 64 or dtype.itemsize == 8 else 4, 2, reason
         )
-    rows = 16 if B <= 16 or dtype.itemsize == 8 else 32
+    rows = 16 if shape.B <= 16 or dtype.itemsize == 8 else 32
     depth = 16 if dtype.itemsize == 8 else 32
     return Plan(False, rows, min(units, 32), depth, 4, 3, reason)
 
