@@ -6,6 +6,7 @@ compiler or speed.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import test_cuda_host as stepwise
@@ -14,7 +15,7 @@ from exactness import assert_exact
 from sequence_case import CELLS, Case, check, inputs, plain, run, truth
 from torch.utils._pytree import tree_leaves
 
-from fusedrnn import ops
+from fusedrnn import ops, plan
 
 host = pytest.importorskip(
     "fusedrnn.fusedrnn_cluster_host",
@@ -161,6 +162,49 @@ def test_no_steps(on, name):
     _, dh0, dc0, _, *dreset = stepwise.Host().backward(name, None, hn, cn, *rest)
     assert torch.equal(dh0, hn) and torch.equal(dc0, cn)
     assert not any(t.any() for t in dreset)
+
+
+@pytest.mark.parametrize("device", ["h200", "b200", "a100", "5090"])
+@pytest.mark.parametrize("name", CELLS)
+def test_calls_get_the_kernel_that_the_planner_names(name, device, monkeypatch):
+    """Of those in the library: `python -m fusedrnn plan` and the dispatch are one."""
+    monkeypatch.delenv("FUSEDRNN_CUDA_KERNEL", raising=False)
+    seen = set()
+    for H, B, dtype, backward, directions, proj in product(
+        (8, 512, 700, 900), (1, 40), ("float32", "bfloat16", "float16"), (False, True), (1, 2),
+        (0, 5) if name == "lstm" else (0,),
+    ):  # fmt: skip
+        best, *_ = plan.plans(
+            name, 9, B, H, proj_size=proj, dtype=plan.DTYPES[dtype], backward=backward,
+            bidirectional=directions == 2, device=device,
+        )  # fmt: skip
+        problem = host.Problem(T=9, B=B, H=H, P=proj or H, dtype=dtype, y_row=H)
+        got = host.served(
+            name, problem, projection=proj > 0, backward=backward, directions=directions,
+            device=device,
+        )  # fmt: skip
+        assert got == best.kernel, (H, B, dtype, backward, directions, proj)
+        seen.add(got)
+    clusters = device in ("h200", "b200") and not CELLS[name].second
+    assert seen == ({"cluster", "stepwise"} if clusters else {"stepwise"})
+
+
+def test_a_cluster_that_does_not_fit_is_refused_and_said(monkeypatch):
+    problem = host.Problem(T=9, B=8, H=64, P=64, dtype="float16", y_row=64)
+    wide = host.Problem(T=9, B=8, H=64, P=64, dtype="float32", y_row=64)
+    monkeypatch.delenv("FUSEDRNN_CUDA_KERNEL", raising=False)
+    assert host.served("gru", problem) == "cluster"
+    assert host.served("gru", problem, refusal="no room") == "stepwise"
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "stepwise")
+    assert host.served("gru", problem) == "stepwise"
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "cluster")
+    assert host.served("gru", problem) == "cluster"
+    said = host.served("gru", problem, refusal="no room")
+    assert said == "FUSEDRNN_CUDA_KERNEL=cluster, but no room"
+    assert "tensor cores in 16 bits" in host.served("gru", wide)
+    assert "second product" in host.served("gru_reset_before", problem)
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "grid")
+    assert "must be cluster or stepwise" in host.served("gru", problem)
 
 
 @pytest.mark.parametrize("part", ["wait", "sync_cta", "sync_cluster"])

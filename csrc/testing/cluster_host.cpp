@@ -9,8 +9,15 @@
 #include <string>
 #include <vector>
 
+#include "../cuda/choice.h"
 #include "../cuda/cluster_bf16.cu"
 #include "../cuda/cluster_f16.cu"
+#include "../devices.h"
+
+namespace {
+const fusedrnn::GpuDevice* gpu = nullptr;  // that is said to be current
+}
+const fusedrnn::GpuDevice* fusedrnn::cuda::current_gpu() { return gpu; }
 
 namespace {
 
@@ -114,6 +121,33 @@ Answer run_backward(const std::string& cell, const Problem& problem,
   });
 }
 
+// Which kernel a call on a known GPU gets, "cluster" or "stepwise", or what is wrong. `refusal`:
+// what the driver says when clusters are to be launched; empty: it launches them.
+std::string served(const std::string& cell, const Problem& problem, bool projection, bool backward,
+                   int directions, const std::string& device, const std::string& refusal) {
+  gpu = nullptr;
+  for (const GpuDevice& d : known_devices()) {
+    if (d.name == device) gpu = &d;
+  }
+  SequenceForward p = {};
+  p.n = problem.sizes(false);
+  if (problem.dtype == "float32") p.n.dtype = DType::f32;
+  p.weight_hr = projection ? &p : nullptr;
+  const char* wrong = "no such cell";
+  bool by_cluster = false;
+  const auto run = [&](auto, const ClusterWork&, bool& refused) {
+    refused = !refusal.empty();
+    return refused ? refusal.c_str() : nullptr;
+  };
+#define X(...)                                                                        \
+  if (cell == __VA_ARGS__::kName) {                                                   \
+    by_cluster = cuda::by_cluster<__VA_ARGS__>(&p, directions, backward, wrong, run); \
+  }
+  FRNN_FOR_EACH_CELL(X)
+#undef X
+  return wrong != nullptr ? wrong : by_cluster ? "cluster" : "stepwise";
+}
+
 void choose(int shape, int size, int rows, bool backward) {
   choices[backward] = {shape, size, rows};
 }
@@ -137,6 +171,10 @@ PYBIND11_MODULE(fusedrnn_cluster_host, m) {
         py::arg("order") = 0, text);
   m.def("choose", choose, py::kw_only(), py::arg("shape"), py::arg("size"), py::arg("rows"),
         py::arg("backward"), "How clusters share the problems of the calls that follow.");
+  m.def("served", served, py::arg("cell"), py::arg("problem"), py::kw_only(),
+        py::arg("projection") = false, py::arg("backward") = false, py::arg("directions") = 1,
+        py::arg("device") = "h200", py::arg("refusal") = "",
+        "Which kernel a call gets, \"cluster\" or \"stepwise\", or what is wrong.");
   m.def(
       "leave_out", [](std::string what) { cuda::host::cluster_fault = std::move(what); },
       "Leaves out a part of the protocol: wait, sync_cta, sync_cluster; or nothing.");
