@@ -13,6 +13,7 @@
 namespace fusedrnn {
 
 constexpr int kClusterRows = 8, kClusterSpan = 32, kClusterTile = 16;
+constexpr int kClusterStates = 2;                                   // of a cell at most
 constexpr int kClusterTileBytes = kClusterTile * kClusterSpan * 2;  // one span of a tile of A
 
 // What a kernel is compiled for.
@@ -46,7 +47,9 @@ struct ClusterWork {
   int tiles;     // of A in a CTA
   int spans;     // of k
   int pitch;     // elements from one row of B to the next
-  int parts;     // backward: bytes of the partial sums, which come first; then B, twice
+  int inverse;   // of units, times 2^20: n / units is n * inverse >> 20 for n < 1024
+  int resets;    // bytes before the gradients of reset states, after backward's partial sums
+  int operand;   // bytes before B, which is there twice
   int barriers;  // bytes before two mbarriers
   int rest;      // bytes before the spans of A that are not in registers
   int shared;    // bytes in all
@@ -76,8 +79,11 @@ inline bool cluster_work(ClusterWork& work, int gates, int64_t H, int shape, int
   // 32 different banks.
   const int64_t wide = backward ? work.spans * kClusterSpan : std::max(H, units * size);
   work.pitch = cluster_round_up(wide, 4 * kClusterSpan) + kClusterSpan;
-  work.parts = backward ? 2 * size * rows * work.units * 4 : 0;
-  work.barriers = work.parts + 2 * rows * work.pitch * 2;
+  work.inverse = ((1 << 20) + work.units - 1) / work.units;
+  work.resets = backward ? 2 * size * rows * work.units * 4 : 0;
+  const int pairs = rows / kClusterRows * cluster_pairs(gates) * kClusterStates;
+  work.operand = work.resets + (backward ? pairs * work.warps * 32 * 4 : 0);
+  work.barriers = work.operand + 2 * rows * work.pitch * 2;
   work.rest = work.barriers + 16;
   work.shared = work.rest + work.tiles * std::max(0, work.spans - s.spans) * kClusterTileBytes;
   return true;

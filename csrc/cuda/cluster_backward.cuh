@@ -29,28 +29,30 @@ struct Recalled {
 template <class Cell, class Data, int kTiles, int kSpans, int kColumns>
 struct ClusterBackward {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
+  static_assert(S <= kClusterStates, "");
   static constexpr int kInEach = cluster_pairs(G), kPairs = kColumns * kInEach;
 
   const SequenceBackward& p;
   const ClusterWork& work;
-  float* parts;  // [2][work.size][work.rows][work.units]
-  Data* gates;   // [2][work.rows][work.pitch]: gradients of the gates, [G][work.units] in a row
+  float* parts;   // [2][work.size][work.rows][work.units]
+  float* resets;  // [kPairs][S][threads]: gradients of the reset states, of each thread its own
+  Data* gates;    // [2][work.rows][work.pitch]: gradients of the gates, [G][work.units] in a row
   uint64_t* barriers;
-  int64_t row0;           // the cluster's first batch row
-  int rows;               // and how many there are
-  int unit0;              // the CTA's first unit
-  int place[kInEach];     // row and unit of a pair, in eight rows: row << 16 | unit
-  int owners[kTiles][2];  // whose units a lane has sums of, and where there: rank << 16 | unit
+  int64_t row0;        // the cluster's first batch row
+  int rows;            // and how many there are
+  int unit0;           // the CTA's first unit
+  int place[kInEach];  // row and unit of a pair, in eight rows: row << 16 | unit
   Resident<Data, kTiles, kSpans> weights;
   Recalled<Cell, Data> known[kPairs];
-  int64_t length[kPairs];
-  float carry[kPairs][S], resets[kPairs][S];  // gradients of the states; those of the reset states
+  int length[kPairs];
+  float carry[kPairs][S];  // gradients of the states
 
   __device__ ClusterBackward(const SequenceBackward& problem, const ClusterWork& share, int group)
       : p(problem), work(share), weights(share) {
     char* memory = Exchange::memory();
     parts = reinterpret_cast<float*>(memory);
-    gates = reinterpret_cast<Data*>(memory + work.parts);
+    resets = reinterpret_cast<float*>(memory + work.resets) + threadIdx.x;
+    gates = reinterpret_cast<Data*>(memory + work.operand);
     barriers = reinterpret_cast<uint64_t*>(memory + work.barriers);
     row0 = static_cast<int64_t>(group) * work.rows;
     rows = static_cast<int>(min(static_cast<int64_t>(work.rows), p.n.B - row0));
@@ -60,14 +62,6 @@ struct ClusterBackward {
     for (int e = 0; e < kInEach; ++e) {
       const int at = threadIdx.x + e * work.warps * 32;
       place[e] = at / work.units << 16 | at % work.units;
-    }
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int unit = first_unit(m, half);
-        owners[m][half] = unit / work.units << 16 | unit % work.units;
-      }
     }
   }
 
@@ -83,6 +77,7 @@ struct ClusterBackward {
   __device__ bool exists(int i) const {
     return place[i % kInEach] >> 16 < kClusterRows && row_of(i) < rows && unit_of(i) < p.n.H;
   }
+  __device__ float& given_up(int i, int s) const { return resets[(i * S + s) * work.warps * 32]; }
   __device__ int64_t state_of(int i) const { return (row0 + row_of(i)) * p.n.H + unit_of(i); }
 
   __device__ void load_weights() {
@@ -111,14 +106,16 @@ struct ClusterBackward {
     for (int i = 0; i < kPairs; ++i) {
       length[i] = 0;
 #pragma unroll
-      for (int s = 0; s < S; ++s) carry[i][s] = resets[i][s] = known[i].before[s] = 0;
+      for (int s = 0; s < S; ++s) carry[i][s] = known[i].before[s] = 0;
       known[i].cut = false;
       if (!exists(i)) continue;
       const int64_t b = row0 + row_of(i);
-      length[i] = p.lengths == nullptr ? n.T : p.lengths[b];
+      length[i] = static_cast<int>(p.lengths == nullptr ? n.T : min(n.T, p.lengths[b]));
+      given_up(i, 0) = 0;
       carry[i][0] = or_zero<Data>(p.dhn, state_of(i));
 #pragma unroll
       for (int s = 1; s < S; ++s) {
+        given_up(i, s) = 0;
         carry[i][s] = or_zero<Data>(p.dcn, (s - 1) * n.B * n.H + state_of(i));
         if (n.T > 0) known[i].before[s] = cell_state(i, s, time_of(n, n.T - 1));
       }
@@ -206,7 +203,7 @@ struct ClusterBackward {
     }
     if (!cut) return;
 #pragma unroll
-    for (int s = 0; s < S; ++s) resets[j][s] += d[s].v, d[s] = Brief(0.0f);
+    for (int s = 0; s < S; ++s) given_up(j, s) += d[s].v, d[s] = Brief(0.0f);
   }
 
   // The cell backward.
@@ -268,12 +265,14 @@ struct ClusterBackward {
       const float mine = odd ? odd_row : even_row, other = Mma::swap(odd ? even_row : odd_row, 4);
       if (row >= rows || first_unit(m, half) >= p.n.H) continue;
       const float low = odd ? other : mine, high = odd ? mine : other;
-      const auto there = Exchange::address(Exchange::memory(), owners[m][half] >> 16);
+      const int first = first_unit(m, half), owner = first * work.inverse >> 20;
+      const int unit = first - owner * work.units;
+      const auto there = Exchange::address(Exchange::memory(), owner);
       const int slot = (buffer * work.size + Exchange::rank()) * work.rows + row;
       uint32_t words[2];
       memcpy(&words[0], &low, 4), memcpy(&words[1], &high, 4);
-      Exchange::send(there + (slot * work.units + (owners[m][half] & 0xffff)) * 4,
-                     there + work.barriers + buffer * 8, words[0], words[1]);
+      Exchange::send(there + (slot * work.units + unit) * 4, there + work.barriers + buffer * 8,
+                     words[0], words[1]);
     }
   }
 
@@ -289,13 +288,13 @@ struct ClusterBackward {
       gather(j, at, known[j].cut, d);
       round_to(static_cast<Data*>(p.dh0)[state_of(j)], d[0].v);
       if (p.dreset_h != nullptr) {
-        round_to(static_cast<Data*>(p.dreset_h)[state_of(j)], resets[j][0]);
+        round_to(static_cast<Data*>(p.dreset_h)[state_of(j)], given_up(j, 0));
       }
 #pragma unroll
       for (int s = 1; s < S; ++s) {
         const int64_t to = (s - 1) * n.B * n.H + state_of(j);
         round_to(static_cast<Data*>(p.dc0)[to], d[s].v);
-        if (p.dreset_c != nullptr) round_to(static_cast<Data*>(p.dreset_c)[to], resets[j][s]);
+        if (p.dreset_c != nullptr) round_to(static_cast<Data*>(p.dreset_c)[to], given_up(j, s));
       }
     }
   }

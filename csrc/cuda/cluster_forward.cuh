@@ -21,7 +21,8 @@ template <int kGates>
 struct TileOfUnits {
   static_assert(kGates == 1 || kGates == 3 || kGates == 4, "");
   static constexpr int kUnits = cluster_tile_units(kGates), kSlots = kClusterTile / kUnits;
-  static constexpr int kPairs = 4 / kSlots;  // (row, unit) pairs of a lane
+  // (row, unit) pairs of a lane, and in how many rows: pair e is in that number e % kRows.
+  static constexpr int kPairs = 4 / kSlots, kRows = kSlots == 1 ? 2 : 1;
 
   static __device__ int gate(int row) { return row / kUnits; }
   static __device__ int unit(int row) { return row % kUnits; }
@@ -73,7 +74,6 @@ struct ClusterForward {
   using Tile = TileOfUnits<Cell::kGates>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
   static constexpr int kPairs = kColumns * Tile::kPairs, kChains = 4 / kColumns;
-  static constexpr int kPeers = 4;  // CTAs that a lane sends to, at most
 
   const SequenceForward& p;
   const ClusterWork& work;
@@ -82,12 +82,11 @@ struct ClusterForward {
   int64_t row0;  // the cluster's first batch row
   int rows;      // and how many there are
   int unit0;     // the warp's first unit
-  Exchange::Address peers[kPeers];
   Resident<Data, 1, kSpans> weights;
   float bias[2];
   Data x[kPairs][G];
-  bool cut[kPairs];  // whether the next step starts with the reset state
-  int64_t length[kPairs];
+  int length[kColumns * Tile::kRows];
+  bool cut[kColumns * Tile::kRows];  // whether the next step starts with the reset state
   Brief state[kPairs][S];
 
   __device__ ClusterForward(const SequenceForward& problem, const ClusterWork& share, int group)
@@ -98,16 +97,14 @@ struct ClusterForward {
     row0 = static_cast<int64_t>(group) * work.rows;
     rows = static_cast<int>(min(static_cast<int64_t>(work.rows), p.n.B - row0));
     unit0 = Exchange::rank() * work.units + my_warp() * Tile::kUnits;
-    // Lanes that hold the same four units of a row share the CTAs to send them to.
-#pragma unroll
-    for (int i = 0; i < kPeers; ++i) {
-      const int peer = my_lane().g % 4 + 4 * i;
-      peers[i] = Exchange::address(memory, peer < work.size ? peer : 0);
-    }
   }
 
   __device__ int row_of(int i) const {
     return i / Tile::kPairs * kClusterRows + Tile::my_row(i % Tile::kPairs);
+  }
+  // Which of the lane's rows a pair is in.
+  static __device__ constexpr int place_of(int i) {
+    return i / Tile::kPairs * Tile::kRows + i % Tile::kPairs % Tile::kRows;
   }
   __device__ int unit_of(int i) const { return unit0 + Tile::my_unit(i % Tile::kPairs); }
   __device__ bool exists(int i) const { return row_of(i) < rows && unit_of(i) < p.n.H; }
@@ -147,13 +144,17 @@ struct ClusterForward {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       const int64_t b = row0 + row_of(i), at = b * n.H + unit_of(i);
-      length[i] = 0, cut[i] = false;
+      if (i % Tile::kPairs < Tile::kRows) {
+        length[place_of(i)] = static_cast<int>(row_of(i) >= rows      ? 0
+                                               : p.lengths == nullptr ? n.T
+                                                                      : min(n.T, p.lengths[b]));
+        cut[place_of(i)] = false;
+      }
 #pragma unroll
       for (int s = 0; s < S; ++s) state[i][s] = Brief(0.0f);
 #pragma unroll
       for (int g = 0; g < G; ++g) x[i][g] = Data(0.0f);
       if (!exists(i)) continue;
-      length[i] = p.lengths == nullptr ? n.T : p.lengths[b];
       const bool anew = is_reset(p, 0, b);
       restart(i, anew ? p.reset_h : p.h0, anew ? p.reset_c : p.c0, at);
     }
@@ -175,13 +176,15 @@ struct ClusterForward {
     if (step >= n.T) return;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      if (!exists(i)) continue;
       const int64_t b = row0 + row_of(i);
+      if (i % Tile::kPairs < Tile::kRows && row_of(i) < rows) {
+        cut[place_of(i)] = is_reset(p, step + 1, b);
+      }
+      if (!exists(i)) continue;
       const Data* from =
           static_cast<const Data*>(p.gx) + (time_of(n, step) * n.B + b) * G * n.H + unit_of(i);
 #pragma unroll
       for (int g = 0; g < G; ++g) x[i][g] = from[g * n.H];
-      cut[i] = is_reset(p, step + 1, b);
     }
   }
 
@@ -236,13 +239,15 @@ struct ClusterForward {
 #pragma unroll
     for (int g = 0; g < G; ++g) of_x[g] = Brief(widen(x[i][g]));
     Cell::forward(of_x, u, state[i], out, saved);
-    const bool live = time_of(p.n, step) < length[i];
+    const bool live = time_of(p.n, step) < length[place_of(i)];
 #pragma unroll
     for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];
-    if (cut[i]) restart(i, p.reset_h, p.reset_c, (row0 + row_of(i)) * p.n.H + unit_of(i));
+    if (cut[place_of(i)] && exists(i))
+      restart(i, p.reset_h, p.reset_c, (row0 + row_of(i)) * p.n.H + unit_of(i));
   }
 
-  // h of four units of a row, this lane's among them, to every CTA's buffer.
+  // h of four units of a row, this lane's among them, to every CTA's buffer. The lanes that hold
+  // the same four share the CTAs.
   __device__ void send(int i, int buffer) {
     Data mine;
     round_to(mine, state[i][0].v);
@@ -253,10 +258,11 @@ struct ClusterForward {
     const int to = ((buffer * work.rows + row_of(i)) * work.pitch + unit) * 2;
     const int barrier = work.barriers + buffer * 8;
 #pragma unroll
-    for (int peer = 0; peer < kPeers; ++peer) {
-      if (my_lane().g % 4 + 4 * peer < work.size) {
-        Exchange::send(peers[peer] + to, peers[peer] + barrier, low, high);
-      }
+    for (int i = 0; i < 16; i += 4) {
+      const int peer = my_lane().g % 4 + i;
+      if (peer >= work.size) continue;
+      const auto there = Exchange::address(Exchange::memory(), peer);
+      Exchange::send(there + to, there + barrier, low, high);
     }
   }
 
@@ -267,7 +273,7 @@ struct ClusterForward {
     for (int i = 0; i < kPairs; ++i) {
       if (!exists(i)) continue;
       const int64_t b = row0 + row_of(i), unit = unit_of(i), row = t * n.B + b;
-      const bool live = t < length[i];
+      const bool live = t < length[place_of(i)];
       round_to(static_cast<Data*>(p.y)[row * n.y_row + unit], live ? out[i][0].v : 0.0f);
 #pragma unroll
       for (int s = 1; s < S; ++s) {

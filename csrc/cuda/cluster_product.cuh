@@ -76,7 +76,7 @@ struct Resident {
         }
       }
     }
-#pragma unroll 2
+#pragma unroll(kTiles* kColumns == 1 ? 2 : 1)
     for (int span = kSpans; span < spans; ++span) {
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
