@@ -216,20 +216,20 @@ struct ClusterForward {
         for (int e = 0; e < 4; ++e) sums[0][n][0][e] += sums[0][n][chain][e];
       }
     }
-    Brief saved[kPairs][K], out[kPairs][S];
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
-      Brief u[Tile::kPairs][G];
+      Brief u[Tile::kPairs][G], saved[Tile::kPairs][K], out[Tile::kPairs][S];
       Tile::gather(sums[0][n][0], u);
 #pragma unroll
       for (int e = 0; e < Tile::kPairs; ++e) {
         const int i = n * Tile::kPairs + e;
-        advance(step, i, u[e], out[i], saved[i]);
+        advance(step, i, u[e], out[e], saved[e]);
         if (more) send(i, (step + 1) & 1);
       }
+#pragma unroll
+      for (int e = 0; e < Tile::kPairs; ++e) store(step, n * Tile::kPairs + e, out[e], saved[e]);
     }
     request(step + 1);
-    store(step, out, saved);
   }
 
   // The cell. `state` then is what the next step starts with.
@@ -242,8 +242,9 @@ struct ClusterForward {
     const bool live = time_of(p.n, step) < length[place_of(i)];
 #pragma unroll
     for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];
-    if (cut[place_of(i)] && exists(i))
+    if (cut[place_of(i)] && exists(i)) {
       restart(i, p.reset_h, p.reset_c, (row0 + row_of(i)) * p.n.H + unit_of(i));
+    }
   }
 
   // h of four units of a row, this lane's among them, to every CTA's buffer. The lanes that hold
@@ -258,35 +259,32 @@ struct ClusterForward {
     const int to = ((buffer * work.rows + row_of(i)) * work.pitch + unit) * 2;
     const int barrier = work.barriers + buffer * 8;
 #pragma unroll
-    for (int i = 0; i < 16; i += 4) {
-      const int peer = my_lane().g % 4 + i;
+    for (int four = 0; four < 16; four += 4) {
+      const int peer = my_lane().g % 4 + four;
       if (peer >= work.size) continue;
       const auto there = Exchange::address(Exchange::memory(), peer);
       Exchange::send(there + to, there + barrier, low, high);
     }
   }
 
-  __device__ void store(int step, const Brief (&out)[kPairs][S], const Brief (&saved)[kPairs][K]) {
+  __device__ void store(int step, int i, const Brief (&out)[S], const Brief (&saved)[K]) {
+    if (!exists(i)) return;
     const SequenceSizes& n = p.n;
-    const int64_t t = time_of(n, step);
+    const int64_t t = time_of(n, step), b = row0 + row_of(i), row = t * n.B + b;
+    const int64_t unit = unit_of(i);
+    const bool live = t < length[place_of(i)];
+    round_to(static_cast<Data*>(p.y)[row * n.y_row + unit], live ? out[0].v : 0.0f);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      if (!exists(i)) continue;
-      const int64_t b = row0 + row_of(i), unit = unit_of(i), row = t * n.B + b;
-      const bool live = t < length[place_of(i)];
-      round_to(static_cast<Data*>(p.y)[row * n.y_row + unit], live ? out[i][0].v : 0.0f);
+    for (int s = 1; s < S; ++s) {
+      if (p.cells == nullptr) break;
+      float* cells = static_cast<float*>(p.cells) + t * (S - 1) * n.B * n.H;
+      cells[((s - 1) * n.B + b) * n.H + unit] = out[s].v;
+    }
 #pragma unroll
-      for (int s = 1; s < S; ++s) {
-        if (p.cells == nullptr) break;
-        float* cells = static_cast<float*>(p.cells) + t * (S - 1) * n.B * n.H;
-        cells[((s - 1) * n.B + b) * n.H + unit] = out[i][s].v;
-      }
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (p.saved == nullptr) break;
-        Data* to = static_cast<Data*>(p.saved) + (row * K + k) * n.H + unit;
-        round_to(*to, live ? saved[i][k].v : 0.0f);
-      }
+    for (int k = 0; k < K; ++k) {
+      if (p.saved == nullptr) break;
+      Data* to = static_cast<Data*>(p.saved) + (row * K + k) * n.H + unit;
+      round_to(*to, live ? saved[k].v : 0.0f);
     }
   }
 
