@@ -23,7 +23,7 @@ template <class Cell, class Data>
 struct Recalled {
   Data saved[Cell::kSaved], h, dy;
   float before[Cell::kStates], after[Cell::kStates];  // from 1 on: the inner states
-  bool cut;  // whether the step starts with the reset state
+  uint8_t cut, cut_after;  // whether it starts with the reset state, and the step after it
 };
 
 template <class Cell, class Data, int kTiles, int kSpans, int kColumns>
@@ -107,7 +107,7 @@ struct ClusterBackward {
       length[i] = 0;
 #pragma unroll
       for (int s = 0; s < S; ++s) carry[i][s] = known[i].before[s] = 0;
-      known[i].cut = false;
+      known[i].cut = 0;
       if (!exists(i)) continue;
       const int64_t b = row0 + row_of(i);
       length[i] = static_cast<int>(p.lengths == nullptr ? n.T : min(n.T, p.lengths[b]));
@@ -139,6 +139,8 @@ struct ClusterBackward {
       if (!exists(j)) continue;
       Recalled<Cell, Data>& to = known[j];
       const int64_t b = row0 + row_of(j), unit = unit_of(j);
+      to.cut_after = to.cut;
+      to.cut = reset_mark(n, p.reset, length[j], b, i);
       const Data* saved = static_cast<const Data*>(p.saved) + (t * n.B + b) * K * n.H + unit;
 #pragma unroll
       for (int k = 0; k < K; ++k) to.saved[k] = saved[k * n.H];
@@ -214,8 +216,7 @@ struct ClusterBackward {
     Brief dout[S], d[D], ds[S];
 #pragma unroll
     for (int k = 0; k < D; ++k) d[k] = Brief(0.0f);
-    gather(j, at, of.cut, dout);
-    known[j].cut = is_reset(p, i, b);
+    gather(j, at, of.cut_after, dout);
     const bool live = t < length[j];
     if (live) {
       Brief saved[K], s[S], out[S];

@@ -86,7 +86,7 @@ struct ClusterForward {
   float bias[2];
   Data x[kPairs][G];
   int length[kColumns * Tile::kRows];
-  bool cut[kColumns * Tile::kRows];  // whether the next step starts with the reset state
+  uint8_t cut[kColumns * Tile::kRows];  // whether the next step starts with the reset state
   Brief state[kPairs][S];
 
   __device__ ClusterForward(const SequenceForward& problem, const ClusterWork& share, int group)
@@ -148,7 +148,7 @@ struct ClusterForward {
         length[place_of(i)] = static_cast<int>(row_of(i) >= rows      ? 0
                                                : p.lengths == nullptr ? n.T
                                                                       : min(n.T, p.lengths[b]));
-        cut[place_of(i)] = false;
+        cut[place_of(i)] = 0;
       }
 #pragma unroll
       for (int s = 0; s < S; ++s) state[i][s] = Brief(0.0f);
@@ -178,7 +178,7 @@ struct ClusterForward {
     for (int i = 0; i < kPairs; ++i) {
       const int64_t b = row0 + row_of(i);
       if (i % Tile::kPairs < Tile::kRows && row_of(i) < rows) {
-        cut[place_of(i)] = is_reset(p, step + 1, b);
+        cut[place_of(i)] = reset_mark(n, p.reset, length[place_of(i)], b, step + 1);
       }
       if (!exists(i)) continue;
       const Data* from =

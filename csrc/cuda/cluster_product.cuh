@@ -130,5 +130,18 @@ struct ClusterCall {
   int groups;  // clusters of one direction
 };
 
+#ifdef FRNN_CLUSTERS
+
+// is_reset of a row of known length: the mask's own byte, so that nothing waits for it before it is
+// looked at.
+__device__ inline uint8_t reset_mark(const SequenceSizes& n, const bool* reset, int length,
+                                     int64_t b, int step) {
+  const int64_t t = time_of(n, step) + (n.reverse ? 1 : 0);
+  const bool there = reset != nullptr && step < n.T && t < length;
+  return there ? reinterpret_cast<const uint8_t*>(reset)[t * n.B + b] : 0;
+}
+
+#endif
+
 }  // namespace cuda
 }  // namespace fusedrnn
