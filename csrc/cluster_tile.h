@@ -37,6 +37,11 @@ constexpr int cluster_tile_units(int gates) { return gates == 1 ? 16 : 4; }
 // (row, unit) pairs that a thread has of eight rows in backward, at most.
 constexpr int cluster_pairs(int gates) { return gates == 1 ? 4 : 1; }
 
+// Tiles of B at most. A thread that has four pairs of each tile runs out of registers at four.
+constexpr int cluster_most(const ClusterShape& shape, int gates) {
+  return gates == 1 && shape.most > 2 ? 2 : shape.most;
+}
+
 // How a cluster shares a problem, and where things stand in each CTA's shared memory.
 struct ClusterWork {
   int shape;     // of kClusterForward or kClusterBackward
@@ -63,7 +68,7 @@ inline bool cluster_work(ClusterWork& work, int gates, int64_t H, int shape, int
   const ClusterShape& s = (backward ? kClusterBackward : kClusterForward)[shape];
   const int tile_units = backward ? 4 : cluster_tile_units(gates);
   const int64_t units = cluster_round_up((H + size - 1) / size, tile_units);
-  if (rows > s.most * kClusterRows || units > 1024) return false;
+  if (rows > cluster_most(s, gates) * kClusterRows || units > 1024) return false;
   if ((size - 1) * units >= H) return false;  // a CTA without units would not keep step
   work = {};
   work.shape = shape, work.size = size, work.rows = rows, work.units = int(units);

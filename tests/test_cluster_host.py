@@ -44,10 +44,12 @@ CASES = (
     (Cluster(4), Case(5, 5, 50, directions=2, lengths=(3, 5, 1, 0, 5), reset="given")),
     (Cluster(1), Case(5, 4, 13, directions=2, reset="zeros")),
     (Cluster(2, rows=16), Case(2, 19, 24)),  # two clusters, the second with three rows
-    (Cluster(2, rows=32), Case(3, 30, 37, lengths=(3, 1, 2) * 10, reset="given")),
+    (Cluster(2, rows=16), Case(3, 30, 37, lengths=(3, 1, 2) * 10, reset="given")),
     (Cluster(2, shape=1), Case(2, 2, 70, directions=2)),
 )
 WIDE = (
+    ("lstm", Cluster(2, rows=32), Case(3, 30, 37, lengths=(3, 1, 2) * 10, reset="given")),
+    ("gru", Cluster(2, rows=32), Case(2, 25, 20, directions=2)),
     ("lstm", Cluster(8), Case(2, 1, 145)),  # more tiles of all units than a CTA has warps
     ("gru", Cluster(8), Case(2, 2, 150, lengths=(1, 2))),
     ("lstm", Cluster(2, shape=1), Case(2, 2, 90)),  # backward: W_hh in shared memory too

@@ -85,13 +85,14 @@ const char* Clustered<Cell, kType>::forward(const SequenceForward* p, int direct
                                             const ClusterWork& work, void* stream, bool& refused) {
   using Data = typename DataOf<kType>::type;
   static_assert(kClusterForward[0].most == 4 && kClusterForward[1].most == 2, "");
+  constexpr int kMost = cluster_most(kClusterForward[0], Cell::kGates);
   ClusterKernel<SequenceForward> kernel = nullptr;
   if constexpr (Cell::kSecond == 0) {
     const int columns = work.rows / kClusterRows;
     if (work.shape == 0) {
       kernel = columns == 1   ? cluster_forward<Cell, Data, 0, 1>
                : columns == 2 ? cluster_forward<Cell, Data, 0, 2>
-                              : cluster_forward<Cell, Data, 0, 4>;
+                              : cluster_forward<Cell, Data, 0, kMost>;
     } else {
       kernel = columns == 1 ? cluster_forward<Cell, Data, 1, 1> : cluster_forward<Cell, Data, 1, 2>;
     }
@@ -104,11 +105,12 @@ const char* Clustered<Cell, kType>::backward(const SequenceBackward* p, int dire
                                              const ClusterWork& work, void* stream, bool& refused) {
   using Data = typename DataOf<kType>::type;
   static_assert(kClusterBackward[0].most == 4 && kClusterBackward[1].most == 1, "");
+  constexpr int kMost = cluster_most(kClusterBackward[0], Cell::kGates);
   ClusterKernel<SequenceBackward> kernel = nullptr;
   if constexpr (Cell::kSecond == 0) {
     if (work.shape == 0) {
       kernel = work.rows == kClusterRows ? cluster_backward<Cell, Data, 0, 1>
-                                         : cluster_backward<Cell, Data, 0, 4>;
+                                         : cluster_backward<Cell, Data, 0, kMost>;
     } else {
       kernel = cluster_backward<Cell, Data, 1, 1>;
     }
