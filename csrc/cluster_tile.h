@@ -35,11 +35,11 @@ constexpr int kClusterShapes = 2;
 constexpr int cluster_tile_units(int gates) { return gates == 1 ? 16 : 4; }
 
 // (row, unit) pairs that a thread has of eight rows in backward, at most.
-constexpr int cluster_pairs(int gates) { return gates == 1 ? 4 : 1; }
+constexpr int cluster_pairs(int gates, int shape) { return gates == 1 && shape == 0 ? 4 : 1; }
 
-// Tiles of B at most. A thread that has four pairs of each tile runs out of registers at four.
+// Tiles of B at most: half of them where a thread has four pairs of each, or registers run out.
 constexpr int cluster_most(const ClusterShape& shape, int gates) {
-  return gates == 1 && shape.most > 2 ? 2 : shape.most;
+  return gates == 1 && shape.most > 1 ? shape.most / 2 : shape.most;
 }
 
 // How a cluster shares a problem, and where things stand in each CTA's shared memory.
@@ -76,7 +76,7 @@ inline bool cluster_work(ClusterWork& work, int gates, int64_t H, int shape, int
       backward ? cluster_round_up(H, kClusterTile) / kClusterTile : int(units) / tile_units;
   work.warps = backward ? s.warps : work.tiles;
   if (work.warps > s.warps || work.tiles > work.warps * s.tiles) return false;
-  if (backward && units * kClusterRows > int64_t(work.warps) * 32 * cluster_pairs(gates)) {
+  if (backward && units * kClusterRows > int64_t(work.warps) * 32 * cluster_pairs(gates, shape)) {
     return false;
   }
   work.spans = cluster_round_up(backward ? gates * units : H, kClusterSpan) / kClusterSpan;
@@ -86,7 +86,7 @@ inline bool cluster_work(ClusterWork& work, int gates, int64_t H, int shape, int
   work.pitch = cluster_round_up(wide, 4 * kClusterSpan) + kClusterSpan;
   work.inverse = ((1 << 20) + work.units - 1) / work.units;
   work.resets = backward ? 2 * size * rows * work.units * 4 : 0;
-  const int pairs = rows / kClusterRows * cluster_pairs(gates) * kClusterStates;
+  const int pairs = rows / kClusterRows * cluster_pairs(gates, shape) * kClusterStates;
   work.operand = work.resets + (backward ? pairs * work.warps * 32 * 4 : 0);
   work.barriers = work.operand + 2 * rows * work.pitch * 2;
   work.rest = work.barriers + 16;

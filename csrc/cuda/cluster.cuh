@@ -86,6 +86,7 @@ const char* Clustered<Cell, kType>::forward(const SequenceForward* p, int direct
   using Data = typename DataOf<kType>::type;
   static_assert(kClusterForward[0].most == 4 && kClusterForward[1].most == 2, "");
   constexpr int kMost = cluster_most(kClusterForward[0], Cell::kGates);
+  constexpr int kMostOfTwelve = cluster_most(kClusterForward[1], Cell::kGates);
   ClusterKernel<SequenceForward> kernel = nullptr;
   if constexpr (Cell::kSecond == 0) {
     const int columns = work.rows / kClusterRows;
@@ -94,7 +95,8 @@ const char* Clustered<Cell, kType>::forward(const SequenceForward* p, int direct
                : columns == 2 ? cluster_forward<Cell, Data, 0, 2>
                               : cluster_forward<Cell, Data, 0, kMost>;
     } else {
-      kernel = columns == 1 ? cluster_forward<Cell, Data, 1, 1> : cluster_forward<Cell, Data, 1, 2>;
+      kernel = columns == 1 ? cluster_forward<Cell, Data, 1, 1>
+                            : cluster_forward<Cell, Data, 1, kMostOfTwelve>;
     }
   }
   return serve(kernel, p, directions, work, stream, refused);

@@ -26,11 +26,13 @@ struct Recalled {
   uint8_t cut, cut_after;  // whether it starts with the reset state, and the step after it
 };
 
-template <class Cell, class Data, int kTiles, int kSpans, int kColumns>
+template <class Cell, class Data, int kShape, int kColumns>
 struct ClusterBackward {
+  static constexpr int kTiles = kClusterBackward[kShape].tiles;
+  static constexpr int kSpans = kClusterBackward[kShape].spans;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
   static_assert(S <= kClusterStates, "");
-  static constexpr int kInEach = cluster_pairs(G), kPairs = kColumns * kInEach;
+  static constexpr int kInEach = cluster_pairs(G, kShape), kPairs = kColumns * kInEach;
 
   const SequenceBackward& p;
   const ClusterWork& work;
@@ -308,10 +310,9 @@ template <class Cell, class Data, int kShape, int kColumns>
 __global__ void __launch_bounds__(kClusterBackward[kShape].warps * 32, 1)
     cluster_backward(const __grid_constant__ ClusterCall<SequenceBackward> call) {
 #ifdef FRNN_CLUSTERS
-  constexpr ClusterShape kOf = kClusterBackward[kShape];
   const int cluster = blockIdx.x / call.work.size;
-  ClusterBackward<Cell, Data, kOf.tiles, kOf.spans, kColumns> cta(
-      call.directions[cluster / call.groups], call.work, cluster % call.groups);
+  ClusterBackward<Cell, Data, kShape, kColumns> cta(call.directions[cluster / call.groups],
+                                                    call.work, cluster % call.groups);
   cta.load_weights();
   cta.begin();
   for (int i = static_cast<int>(cta.p.n.T) - 1; i >= 0; --i) cta.step(i);

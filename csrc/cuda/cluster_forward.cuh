@@ -69,8 +69,9 @@ __device__ inline void four_units(Data mine, uint32_t& low, uint32_t& high) {
   high = place < 2 ? others : pair;
 }
 
-template <class Cell, class Data, int kSpans, int kColumns>
+template <class Cell, class Data, int kShape, int kColumns>
 struct ClusterForward {
+  static constexpr int kSpans = kClusterForward[kShape].spans;
   using Tile = TileOfUnits<Cell::kGates>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
   static constexpr int kPairs = kColumns * Tile::kPairs, kChains = 4 / kColumns;
@@ -310,8 +311,8 @@ __global__ void __launch_bounds__(kClusterForward[kShape].warps * 32, 1)
     cluster_forward(const __grid_constant__ ClusterCall<SequenceForward> call) {
 #ifdef FRNN_CLUSTERS
   const int cluster = blockIdx.x / call.work.size;
-  ClusterForward<Cell, Data, kClusterForward[kShape].spans, kColumns> cta(
-      call.directions[cluster / call.groups], call.work, cluster % call.groups);
+  ClusterForward<Cell, Data, kShape, kColumns> cta(call.directions[cluster / call.groups],
+                                                   call.work, cluster % call.groups);
   cta.load_weights();
   cta.begin();
   for (int i = 0; i < cta.p.n.T; ++i) cta.step(i);
