@@ -22,12 +22,13 @@ struct ClusterShape {
   int tiles;  // of A that a warp has at most ...
   int spans;  // ... and spans of each that it keeps in registers; the others are in shared memory
   int most;   // tiles of B at most: 8, 16 or 32 batch rows
+  int sums;   // that a warp adds to at a time, if it has as many tiles of B or fewer
 };
 
 // 16 spans are 128 registers of a thread: all of W_hh at 512 units. More than 8 warps leave 168
 // registers to a thread, and 12 warps reach 768 units of an LSTM.
-constexpr ClusterShape kClusterForward[] = {{8, 1, 16, 4}, {12, 1, 12, 2}};
-constexpr ClusterShape kClusterBackward[] = {{8, 4, 4, 4}, {12, 4, 3, 1}};
+constexpr ClusterShape kClusterForward[] = {{8, 1, 16, 4, 4}, {12, 1, 12, 2, 2}};
+constexpr ClusterShape kClusterBackward[] = {{8, 4, 4, 4, 1}, {12, 4, 3, 1, 1}};
 constexpr int kClusterShapes = 2;
 
 // Units of one tile of A in forward: all gates of a unit meet in one warp. Cells of three gates

@@ -1,7 +1,7 @@
 // The cluster kernel's plan: which shape, how many CTAs to a cluster, how many batch rows.
 //
 // What the kernel takes is in cluster_tile.h, to which both keep; time is a model.
-#include <limits>
+#include <algorithm>
 #include <sstream>
 
 #include "plan.h"
@@ -10,8 +10,8 @@ namespace fusedrnn {
 namespace {
 
 // The model, in clocks: an exchange inside a cluster up to its first byte, what each further CTA
-// adds, the bytes a clock after it, and the same where a cluster is one CTA; a product that waits for
-// the one before; and the maths of a cell for eight rows.
+// adds, the bytes a clock after it, and the same where a cluster is one CTA; a product that waits
+// for the one before; and the maths of a cell for eight rows.
 constexpr double kExchange = 200, kExchangeCta = 5, kExchangePerClock = 64, kAlone = 40;
 constexpr double kProductLatency = 33, kForwardGates = 130, kBackwardGates = 360;
 constexpr double kSharedPerClock = 128;
@@ -27,7 +27,7 @@ std::string why_never(const PlanProblem& p, const GpuDevice& d) {
   if (item_size(p.dtype) != 2) return "its products are those of tensor cores in 16 bits";
   if (p.projection) return "h is projected: its product would have to be resident too";
   if (p.second > 0) return "the cell's second product would take a second exchange in each step";
-  if (p.T > std::numeric_limits<int>::max()) return "it counts steps in 32 bits";
+  if (std::max(p.T, p.B) > 1 << 30) return "it counts steps and rows in 32 bits";
   return "";
 }
 
@@ -38,9 +38,9 @@ double clocks(const ClusterWork& w, const PlanProblem& p, const GpuDevice& d) {
   const double product = double(w.tiles) * kClusterTile * depth * w.rows / d.mma16;
   // Each warp reads all of B, and what of A is not in registers.
   const double read = double(w.warps) * depth * w.rows * 2 + (w.shared - w.rest);
-  // Forward has four sums at a time, over all rows; backward one for each tile of A, eight rows at a
-  // time.
-  const double chain = w.spans * 2.0 * columns / (p.backward ? 1 : 4) * kProductLatency;
+  // Backward has a sum for each tile of A besides, and takes eight rows after eight.
+  const int sums = (p.backward ? kClusterBackward : kClusterForward)[w.shape].sums;
+  const double chain = w.spans * 2.0 * columns / sums * kProductLatency;
   const double gates = (p.backward ? kBackwardGates : kForwardGates) * (1 + columns) / 2;
   const double bytes = double(w.size) * w.units * w.rows * (p.backward ? 4 : 2);
   const double exchange =

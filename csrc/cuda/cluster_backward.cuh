@@ -40,7 +40,7 @@ struct ClusterBackward {
   float* resets;  // [kPairs][S][threads]: gradients of the reset states, of each thread its own
   Data* gates;    // [2][work.rows][work.pitch]: gradients of the gates, [G][work.units] in a row
   uint64_t* barriers;
-  int64_t row0;        // the cluster's first batch row
+  int row0;            // the cluster's first batch row
   int rows;            // and how many there are
   int unit0;           // the CTA's first unit
   int place[kInEach];  // row and unit of a pair, in eight rows: row << 16 | unit
@@ -56,7 +56,7 @@ struct ClusterBackward {
     resets = reinterpret_cast<float*>(memory + work.resets) + threadIdx.x;
     gates = reinterpret_cast<Data*>(memory + work.operand);
     barriers = reinterpret_cast<uint64_t*>(memory + work.barriers);
-    row0 = static_cast<int64_t>(group) * work.rows;
+    row0 = group * work.rows;
     rows = static_cast<int>(min(static_cast<int64_t>(work.rows), p.n.B - row0));
     unit0 = Exchange::rank() * work.units;
     // Neighbours have neighbouring units.
@@ -80,7 +80,9 @@ struct ClusterBackward {
     return place[i % kInEach] >> 16 < kClusterRows && row_of(i) < rows && unit_of(i) < p.n.H;
   }
   __device__ float& given_up(int i, int s) const { return resets[(i * S + s) * work.warps * 32]; }
-  __device__ int64_t state_of(int i) const { return (row0 + row_of(i)) * p.n.H + unit_of(i); }
+  __device__ int64_t state_of(int i) const {
+    return int64_t{row0 + row_of(i)} * p.n.H + unit_of(i);
+  }
 
   __device__ void load_weights() {
     const Data* w = static_cast<const Data*>(p.weight_hh);

@@ -74,15 +74,16 @@ struct ClusterForward {
   static constexpr int kSpans = kClusterForward[kShape].spans;
   using Tile = TileOfUnits<Cell::kGates>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
-  static constexpr int kPairs = kColumns * Tile::kPairs, kChains = 4 / kColumns;
+  static constexpr int kPairs = kColumns * Tile::kPairs,
+                       kChains = kClusterForward[kShape].sums / kColumns;
 
   const SequenceForward& p;
   const ClusterWork& work;
   Data* h;  // [2][work.rows][work.pitch]
   uint64_t* barriers;
-  int64_t row0;  // the cluster's first batch row
-  int rows;      // and how many there are
-  int unit0;     // the warp's first unit
+  int row0;   // the cluster's first batch row
+  int rows;   // and how many there are
+  int unit0;  // the warp's first unit
   Resident<Data, 1, kSpans> weights;
   float bias[2];
   Data x[kPairs][G];
@@ -95,7 +96,7 @@ struct ClusterForward {
     char* memory = Exchange::memory();
     h = reinterpret_cast<Data*>(memory);
     barriers = reinterpret_cast<uint64_t*>(memory + work.barriers);
-    row0 = static_cast<int64_t>(group) * work.rows;
+    row0 = group * work.rows;
     rows = static_cast<int>(min(static_cast<int64_t>(work.rows), p.n.B - row0));
     unit0 = Exchange::rank() * work.units + my_warp() * Tile::kUnits;
   }
@@ -244,7 +245,7 @@ struct ClusterForward {
 #pragma unroll
     for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];
     if (cut[place_of(i)] && exists(i)) {
-      restart(i, p.reset_h, p.reset_c, (row0 + row_of(i)) * p.n.H + unit_of(i));
+      restart(i, p.reset_h, p.reset_c, int64_t{row0 + row_of(i)} * p.n.H + unit_of(i));
     }
   }
 
@@ -293,7 +294,7 @@ struct ClusterForward {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       if (!exists(i)) continue;
-      const int64_t at = (row0 + row_of(i)) * p.n.H + unit_of(i);
+      const int64_t at = int64_t{row0 + row_of(i)} * p.n.H + unit_of(i);
       round_to(static_cast<Data*>(p.hn)[at], state[i][0].v);
 #pragma unroll
       for (int s = 1; s < S; ++s) {
