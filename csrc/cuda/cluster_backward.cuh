@@ -86,15 +86,26 @@ struct ClusterBackward {
 
   __device__ void load_weights() {
     const Data* w = static_cast<const Data*>(p.weight_hh);
-    const int64_t H = p.n.H;
-    weights.load([&](Pack<Data>& to, int tile, int row, int span) {
-      const int64_t column = tile * kClusterTile + row;
+    const int H = static_cast<int>(p.n.H);
+    struct Rows {
+      int at[Pack<Data>::kSize];  // where rows of W_hh begin; -1: there is none
+    };
+    const auto at = [&](int span) {
+      Rows rows;
 #pragma unroll
       for (int v = 0; v < Pack<Data>::kSize; ++v) {
-        const int k = span * kClusterSpan + my_lane().q * 8 + v;
-        const int gate = k / work.units, unit = unit0 + k % work.units;
+        const int k = span * kClusterSpan + my_lane().q * 8 + v, gate = k * work.inverse >> 20;
+        const int unit = unit0 + k - gate * work.units;
+        rows.at[v] = gate < G && unit < H ? (gate * H + unit) * H : -1;
+      }
+      return rows;
+    };
+    weights.load(at, [&](Pack<Data>& to, const Rows& rows, int tile, int row) {
+      const int column = tile * kClusterTile + row;
+#pragma unroll
+      for (int v = 0; v < Pack<Data>::kSize; ++v) {
         to.v[v] = Data(0.0f);
-        if (gate < G && unit < H && column < H) to.v[v] = w[(gate * H + unit) * H + column];
+        if (rows.at[v] >= 0 && column < H) to.v[v] = w[rows.at[v] + column];
       }
     });
   }

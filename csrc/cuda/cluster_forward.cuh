@@ -115,9 +115,9 @@ struct ClusterForward {
     const Data* w = static_cast<const Data*>(p.weight_hh);
     const int64_t H = p.n.H;
     const bool aligned = reinterpret_cast<uintptr_t>(w) % 16 == 0 && H % Pack<Data>::kSize == 0;
-    weights.load([&](Pack<Data>& to, int, int row, int span) {
+    const auto at = [](int span) { return span * kClusterSpan + my_lane().q * 8; };
+    weights.load(at, [&](Pack<Data>& to, int k, int, int row) {
       const int gate = Tile::gate(row), unit = unit0 + Tile::unit(row);
-      const int k = span * kClusterSpan + my_lane().q * 8;
       const bool there = gate < G && unit < H;
       load_pack(to, w, (gate * H + unit) * H + k, there ? H - k : 0, aligned);
     });

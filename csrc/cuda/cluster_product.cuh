@@ -39,22 +39,26 @@ struct Resident {
         spans(work.spans),
         rest(reinterpret_cast<uint4*>(Exchange::memory() + work.rest)) {}
 
-  // row(to, tile, i, span) gives what this lane has of row i of a tile in a span: eight values.
-  template <class Row>
-  __device__ void load(Row row) {
+  // row(to, of, tile, i) gives what this lane has of row i of a tile in a span: eight values. `of`
+  // is at(span), made once for all rows.
+  template <class At, class Row>
+  __device__ void load(At at, Row row) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
+    for (int span = 0; span < kSpans; ++span) {
+      const auto of = at(span);
 #pragma unroll
-      for (int span = 0; span < kSpans; ++span) {
-        const bool there = m < tiles && span < spans;
-        fragments(a[m][span], there, m, span, row);
+      for (int m = 0; m < kTiles; ++m) {
+        fragments(a[m][span], m < tiles && span < spans, of, m, row);
       }
-      for (int span = kSpans; m < tiles && span < spans; ++span) {
-        uint32_t of[2][4];
-        fragments(of, true, m, span, row);
+    }
+    for (int span = kSpans; span < spans; ++span) {
+      const auto of = at(span);
+      for (int m = 0; m < tiles; ++m) {
+        uint32_t rest_of_a[2][4];
+        fragments(rest_of_a, true, of, m, row);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          *place(m, span, j) = {of[j][0], of[j][1], of[j][2], of[j][3]};
+          *place(m, span, j) = {rest_of_a[j][0], rest_of_a[j][1], rest_of_a[j][2], rest_of_a[j][3]};
         }
       }
     }
@@ -104,14 +108,14 @@ struct Resident {
     Mma::multiply<Data>(sums[(chain + 1) % kChains], of_a[1], of_b.z, of_b.w);
   }
 
-  template <class Row>
-  __device__ void fragments(uint32_t (&to)[2][4], bool there, int m, int span, Row row) const {
+  template <class Of, class Row>
+  __device__ void fragments(uint32_t (&to)[2][4], bool there, const Of& of, int m, Row row) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Pack<Data> values;
       uint32_t words[4] = {};
       if (there) {
-        row(values, first + m * stride, my_lane().g + 8 * half, span);
+        row(values, of, first + m * stride, my_lane().g + 8 * half);
         memcpy(words, &values, 16);
       }
       to[0][half] = words[0], to[0][2 + half] = words[1];
