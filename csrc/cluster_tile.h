@@ -36,9 +36,9 @@ constexpr int kClusterShapes = 2;
 constexpr int cluster_tile_units(int gates) { return gates == 1 ? 16 : 4; }
 
 // (row, unit) pairs that a thread has of eight rows in backward, at most.
-constexpr int cluster_pairs(int gates, int shape) { return gates == 1 && shape == 0 ? 4 : 1; }
+constexpr int cluster_pairs(int gates, int shape) { return gates == 1 && shape == 0 ? 2 : 1; }
 
-// Tiles of B at most: half of them where a thread has four pairs of each, or registers run out.
+// Tiles of B at most: half of them where a thread has more pairs of each, or registers run out.
 constexpr int cluster_most(const ClusterShape& shape, int gates) {
   return gates == 1 && shape.most > 1 ? shape.most / 2 : shape.most;
 }
