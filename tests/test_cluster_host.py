@@ -54,7 +54,7 @@ WIDE = (
     ("gru", Cluster(8), Case(2, 2, 150, lengths=(1, 2))),
     ("lstm", Cluster(2, shape=1), Case(2, 2, 90)),  # backward: W_hh in shared memory too
     ("lstm", Cluster(16, shape=1), Case(2, 1, 430)),  # and forward
-    ("rnn_tanh", Cluster(2, rows=16), Case(2, 9, 130)),
+    ("rnn_tanh", Cluster(2, rows=16), Case(2, 9, 120)),
 )
 
 
