@@ -80,6 +80,8 @@ def obstacle(name: str, device: str) -> str | None:
     """Why backend ``name`` cannot run on this type of device at all, or None."""
     if name == "reference":
         return None
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active, for which only plain PyTorch has rules"
     if name in ("cpu", "cuda"):
         if device != name:
             return f"the tensors are on {device}"

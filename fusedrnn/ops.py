@@ -1,4 +1,4 @@
-"""The sequence op: schemas, fake kernels, autograd, and the choice of a backend.
+"""The sequence op: schemas, fake kernels, and the choice of a backend.
 
 One op runs one layer, of one or two directions, over a whole sequence. ``native`` is implemented
 by the C++ library (CPU and CUDA), ``triton`` by fusedrnn.triton; the reference is plain PyTorch and
@@ -6,15 +6,10 @@ needs no op. Sizes: N directions, T steps, B batch rows, H units, P the width of
 projection's size), G gates, S states, K saved values, D gradient vectors (fusedrnn/cells).
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
-from . import _backend, _native, reference
+from . import _autograd, _backend, _native, reference
 from ._call import Reset, Weights
 from .cells import CELLS, Cell
 from .reference import state_dtype
@@ -98,183 +93,6 @@ for _overload in ("native", "triton"):
     torch.library.register_fake(f"fusedrnn::sequence_backward.{_overload}", _fake_backward)
 
 
-class Sequence(torch.autograd.Function):
-    """The native and Triton ops with gradients: the loop in backward, then large products.
-
-    The products with ``weight_ih`` are in here too: one node of autograd instead of two, and one
-    sum for both biases (B=1: 0.2 ms of 1.8). Saves for backward what the forward op left; nothing
-    of it is changed: backward may run twice.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: object,
-        cell: str,
-        backend: str,
-        lengths: Tensor | None,
-        mask: Tensor | None,
-        x: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        reset_h: Tensor | None,
-        reset_c: Tensor | None,
-        *flat: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the forward op of the backend, saving for backward; ``flat``: all Weights."""
-        weights, reset = _unflatten(flat), (mask, reset_h, reset_c)
-        y, hn, cn, *saved = _forward(cell, backend, x, weights, h0, c0, lengths, reset, True)
-        met = None if weights[0].weight_ih is None else x
-        ctx.save_for_backward(y, h0, c0, met, lengths, *reset, *saved, *flat)
-        ctx.cell, ctx.backend = cell, backend
-        ctx.set_materialize_grads(False)
-        return y, hn, cn
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: object, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """Gradients of x, the states and the weights: those that are needed."""
-        y, h0, c0, x, lengths, *rest = ctx.saved_tensors
-        reset, (saved, cells, hidden), weights = rest[:3], rest[3:6], _unflatten(rest[6:])
-        resets = None if reset[0] is None else Reset(*reset)
-        need_x, *need_states = ctx.needs_input_grad[4:9]
-        grads, dh0, dc0, dh, *dreset = _op("backward", ctx.backend)(
-            ctx.cell, dy, dhn, dcn, y, h0, c0, [w.weight_hh for w in weights],
-            _present(w.weight_hr for w in weights), lengths, *reset, saved, cells,
-        )  # fmt: skip
-        cell, (T, B, D, H) = CELLS[ctx.cell], grads.shape[1:]
-        width, P = len(cell.gates) * H, h0.shape[2]
-        dx: Tensor | None = None
-        flat: list[Tensor | None] = []
-        needs = _unflatten(ctx.needs_input_grad[9:])
-        for i, (w, need) in enumerate(zip(weights, needs, strict=True)):
-            rows = grads[i].view(T * B, D * H)
-            dgx = rows if D * H == width else rows[:, :width]
-            if need_x and x is not None:
-                dx = dgx @ w.weight_ih if dx is None else dx.addmm_(dgx, w.weight_ih)
-            anew = resets and resets.of(i)
-            met = _Met(y[..., i * P : (i + 1) * P], h0[i], lengths, anew, i == 1)
-            new: list[Tensor | None] = [None] * len(need)
-            if need.weight_ih:
-                new[0] = dgx.t() @ x.flatten(0, 1)
-            if need.weight_hh:
-                new[1] = _weight_grad(cell, rows, met, saved[i])
-            if need.bias_hh or need.bias_ih:
-                new[2:4] = _bias_grads(cell, rows.sum(0), need)
-            if need.weight_hr:
-                new[4] = dh[i].flatten(0, 1).t() @ hidden[i].flatten(0, 1)
-            flat += new
-        if need_x:
-            dx = grads.flatten(3)[..., :width] if x is None else dx.view(x.shape)
-        states = [g if n else None for g, n in zip((dh0, dc0, *dreset), need_states, strict=True)]
-        return None, None, None, None, dx, *states, *flat
-
-
-def _unflatten(flat: tuple) -> tuple[Weights, ...]:
-    n = len(Weights._fields)
-    return tuple(Weights(*flat[i : i + n]) for i in range(0, len(flat), n))
-
-
-def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
-
-
-def _op(direction: str, backend: str) -> torch._ops.OpOverload:
-    packet = getattr(torch.ops.fusedrnn, f"sequence_{direction}")
-    return packet.triton if backend == "triton" else packet.native
-
-
-def _forward(
-    cell: str,
-    backend: str,
-    x: Tensor,
-    weights: tuple[Weights, ...],
-    h0: Tensor,
-    c0: Tensor,
-    lengths: Tensor | None,
-    reset: tuple[Tensor | None, ...],
-    save: bool,
-) -> tuple[Tensor, ...]:
-    if weights[0].weight_ih is None:
-        gx = list(x.unbind(0))
-    else:
-        gx = [linear(x, w.weight_ih, w.bias_ih) for w in weights]  # one product for all steps
-    return _op("forward", backend)(
-        cell, gx, [w.weight_hh for w in weights], _present(w.bias_hh for w in weights),
-        _present(w.weight_hr for w in weights), h0, c0, lengths, *reset, save,
-    )  # fmt: skip
-
-
-class _Met(NamedTuple):
-    """What the rows of W_hh met, but for a cell's own operands."""
-
-    y: Tensor  # [T, B, P] of one direction
-    h0: Tensor  # [B, P]
-    lengths: Tensor | None
-    reset: Reset | None
-    reverse: bool
-
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """h before each row's first step ``[B, P]``, and before the others ``[(T-1)*B, P]``."""
-        first, later = self.h0, self.y[1:] if self.reverse else self.y[:-1]
-        if self.reset is not None:
-            mask, anew, _ = self.reset
-            cut, anew = mask[1:], 0 if anew is None else anew
-            if self.lengths is not None:
-                steps = torch.arange(1, len(mask), device=mask.device)
-                cut = cut & (steps.unsqueeze(-1) < self.lengths)
-            later = torch.where(cut.unsqueeze(-1), anew, later)
-            if not self.reverse:
-                first = torch.where(mask[0].unsqueeze(-1), anew, first)
-        return first, later.flatten(0, 1)
-
-
-def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
-    """DU = sum over steps of (h-gradients)^T (what met U): [G*H, P]. ``d`` is [T*B, D*H]."""
-    (T, B, P), H, G = met.y.shape, saved.shape[3], len(cell.gates)
-    out = met.y.new_empty(G * H, P)
-    first, later = met.parts()
-    for gate, a, b in _runs(cell, H):
-        columns, rows = d[:, a:b], out[gate * H : gate * H + b - a]
-        if gate >= G - cell.second:
-            torch.mm(columns.t(), saved[:, :, cell.operand].flatten(0, 1), out=rows)
-        elif met.reverse:
-            torch.mm(_first_step(columns, T, B, met.lengths).t(), first, out=rows)
-            rows.addmm_(columns[: T * B - B].t(), later)
-        else:
-            torch.mm(columns[:B].t(), first, out=rows)
-            rows.addmm_(columns[B:].t(), later)
-    return out
-
-
-def _bias_grads(cell: Cell, total: Tensor, need: Weights) -> list[Tensor | None]:
-    """Those of bias_ih and bias_hh; ``total`` ``[D*H]`` is the sum over all rows."""
-    G, H = len(cell.gates), len(total) // cell.grads
-    dx = total[: G * H] if need.bias_ih else None
-    runs = [total[a:b] for _, a, b in _runs(cell, H)]
-    return [dx, torch.cat(runs) if need.bias_hh else None]
-
-
-def _runs(cell: Cell, H: int) -> list[tuple[int, int, int]]:
-    """(gate, a, b): gates from that one on have their h-gradients in columns a..b: one product."""
-    runs: list[tuple[int, int, int]] = []
-    for gate, index in enumerate(cell.h_grad):
-        if runs and gate != len(cell.gates) - cell.second and runs[-1][2] == index * H:
-            runs[-1] = (*runs[-1][:2], (index + 1) * H)
-        else:
-            runs.append((gate, index * H, (index + 1) * H))
-    return runs
-
-
-def _first_step(d: Tensor, T: int, B: int, lengths: Tensor | None) -> Tensor:
-    """Of a reverse sequence ``[T*B, H]``, each row at the step where it begins: ``[B, H]``."""
-    if lengths is None:
-        return d[len(d) - B :]
-    steps = (lengths - 1).clamp(0, T - 1)  # d of an empty row is zero everywhere
-    return d.index_select(0, steps * B + torch.arange(B, device=d.device))
-
-
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:
     """For each backend, why it cannot serve the sequence op on such a problem, or None."""
     reason = None
@@ -292,7 +110,9 @@ def sequence(
     c0: Tensor,
     lengths: Tensor | None = None,
     reset: Reset | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    trace: bool = False,
+    recompute: bool = False,
+) -> tuple[Tensor, ...]:
     """Run one layer over a whole sequence.
 
     Args:
@@ -306,12 +126,17 @@ def sequence(
         lengths: int64 ``[B]``; row b takes part in steps t < lengths[b], keeps its state after, and
             its y is zero there. None: all rows are T long.
         reset: where rows begin anew within the sequence, and with which states.
+        trace: also return what the cell saves for backward, and its other states, of all steps.
+        recompute: keep for backward only the arguments and y, and run the op again then: the same
+            bits for the time of one more forward. (The reference keeps everything.)
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones
     have float32 state and accumulation.
 
     Returns:
-        y ``[T, B, N*P]``, hn ``[N, B, P]``, cn ``[N, S-1, B, H]``.
+        y ``[T, B, N*P]``, hn ``[N, B, P]``, cn ``[N, S-1, B, H]``; with ``trace`` also saved
+        ``[N, T, B, K, H]`` and cells ``[N, T, S-1, B, H]``, which are zero beyond a row's end and
+        take no part in backward.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or the backend asked for cannot serve.
@@ -319,13 +144,12 @@ def sequence(
     projected = weights[0].weight_hr is not None
     backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, projected))
     if backend == "reference":
-        return reference.sequence(cell, x, weights, h0, c0, lengths, reset)
+        return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace)
     mask, *anew = (None, None, None) if reset is None else reset
-    flat = [t for w in weights for t in w]
-    if torch.is_grad_enabled():
-        given = (x, h0, c0, *anew, *flat)
-        if any(t is not None and t.requires_grad for t in given):
-            return Sequence.apply(cell.name, backend, lengths, mask, x, h0, c0, *anew, *flat)
-    return _forward(
-        cell.name, backend, x, weights, h0, c0, lengths, (mask, *anew), False
-    )[:3]  # fmt: skip
+    leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+        return _autograd.Sequence.apply(
+            cell.name, backend, trace, recompute, lengths, mask, *leaves
+        )
+    outputs = _autograd.forward(cell.name, backend, lengths, mask, leaves, save=trace)
+    return outputs[: 5 if trace else 3]

@@ -118,16 +118,14 @@ def arguments(case: Case, tensors: Result) -> tuple:
     return tensors["x"], weights, tensors["h0"], tensors["c0"], lengths, reset
 
 
-def op_arguments(cell: Cell, case: Case, tensors: Result, save: bool = True) -> tuple:
-    """What the forward op takes."""
-    x, weights, h0, c0, lengths, anew = arguments(case, tensors)
-    lists = (
-        [w.weight_hh for w in weights],
-        [w.bias_hh for w in weights if w.bias_hh is not None],
-        [w.weight_hr for w in weights if w.weight_hr is not None],
-    )
-    anew = (None, None, None) if anew is None else tuple(anew)
-    return (cell.name, list(x.unbind(0)), *lists, h0, c0, lengths, *anew, save)
+def native(case: Case, tensors: Result) -> list:
+    """The forward op's own arguments after the cell, but for ``save``."""
+    x, weights, h0, c0, lengths, reset = arguments(case, tensors)
+    lists = [
+        [t for t in kind if t is not None]
+        for kind in zip(*((w.weight_hh, w.bias_hh, w.weight_hr) for w in weights), strict=True)
+    ]
+    return [list(x), *lists, h0, c0, lengths, *(reset or (None, None, None))]
 
 
 def run(function: Run, cell: Cell, case: Case, tensors: Result, dtype: torch.dtype) -> Result:
@@ -193,7 +191,7 @@ def _plain_direction(
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < T:
             states = choose(reset.mask[boundary] & (boundary < end), anew, states)
-        new = cell.reference(gx[t].chunk(gates, -1), states, recur)
+        new, _ = cell.reference(gx[t].chunk(gates, -1), states, recur)
         if w.weight_hr is not None:
             new = (linear(new[0], w.weight_hr), *new[1:])
         states = choose(t < end, new, states)

@@ -12,10 +12,10 @@ import pytest
 import test_cuda_host as stepwise
 import torch
 from exactness import assert_exact
-from sequence_case import CELLS, Case, check, inputs, plain, run, truth
+from sequence_case import CELLS, Case, check, inputs, native, plain, run, truth
 from torch.utils._pytree import tree_leaves
 
-from fusedrnn import ops, plan
+from fusedrnn import _autograd, plan
 
 host = pytest.importorskip(
     "fusedrnn.fusedrnn_cluster_host",
@@ -68,7 +68,7 @@ def on(monkeypatch):
             host.choose(
                 shape=cluster.shape, size=cluster.size, rows=cluster.rows, backward=backward
             )
-        monkeypatch.setattr(ops, "_op", stepwise.Host(order))
+        monkeypatch.setattr(_autograd, "op", stepwise.Host(order))
 
     yield use
     host.leave_out("")
@@ -134,7 +134,7 @@ def test_both_directions_at_once_are_two_calls(on, name):
 def test_absent_gradients_are_zero(on, name, missing):
     on(Cluster(1))
     cell, case, device = CELLS[name], Case(3, 2, 5, directions=2), stepwise.Host()
-    gx, W, b, R, h0, c0, *spans = given = stepwise.native(case, inputs(cell, case, torch.float16))
+    gx, W, b, R, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
     y, hn, cn, saved, cells, _ = device.forward(cell.name, *given, True)
     dout = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "dcn": torch.ones_like(cn)}
     rest = (y, h0, c0, W, R, *spans, saved, cells)
@@ -146,7 +146,7 @@ def test_absent_gradients_are_zero(on, name, missing):
 def test_inference_is_training_bit_for_bit(on):
     on(Cluster(2))
     case, cell = Case(4, 3, 35, directions=2, reset="zeros"), CELLS["lstm"]
-    given = stepwise.native(case, inputs(cell, case, torch.bfloat16))
+    given = native(case, inputs(cell, case, torch.bfloat16))
     saved, unsaved = (stepwise.Host().forward("lstm", *given, save)[:3] for save in (True, False))
     assert all(torch.equal(a, b) for a, b in zip(saved, unsaved, strict=True))
 
@@ -156,7 +156,7 @@ def test_no_steps(on, name):
     """The states pass through."""
     on(Cluster(1))
     case = Case(0, 3, 4, directions=2, reset="given")
-    given = stepwise.native(case, inputs(CELLS[name], case, torch.float16))
+    given = native(case, inputs(CELLS[name], case, torch.float16))
     gx, W, b, R, h0, c0, *spans = given
     y, hn, cn, saved, cells, _ = stepwise.Host().forward(name, *given, True)
     assert y.numel() == 0 and torch.equal(hn, h0) and torch.equal(cn, c0)

@@ -7,11 +7,23 @@ model or compiler: tests/test_gpu.py does.
 import pytest
 import torch
 from exactness import assert_close64
-from sequence_case import CELLS, DTYPES, Case, arguments, cases, check, inputs, plain, run, truth
+from sequence_case import (
+    CELLS,
+    DTYPES,
+    Case,
+    arguments,
+    cases,
+    check,
+    inputs,
+    native,
+    plain,
+    run,
+    truth,
+)
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from fusedrnn import ops, plan, reference
+from fusedrnn import _autograd, plan, reference
 from fusedrnn.reference import state_dtype
 
 host = pytest.importorskip(
@@ -123,18 +135,8 @@ class Host:
 def sequence(cell, x, weights, h0, c0, lengths=None, reset=None):
     """ops.sequence with gradients, but on the CUDA kernels wherever the tensors are."""
     mask, *anew = (None, None, None) if reset is None else reset
-    flat = [t for w in weights for t in w]
-    return ops.Sequence.apply(cell.name, "cuda", lengths, mask, x, h0, c0, *anew, *flat)
-
-
-def native(case, tensors):
-    """What the native forward op takes after the cell, but for ``save``."""
-    x, weights, h0, c0, lengths, reset = arguments(case, tensors)
-    lists = [
-        [t for t in kind if t is not None]
-        for kind in zip(*((w.weight_hh, w.bias_hh, w.weight_hr) for w in weights), strict=True)
-    ]
-    return [list(x), *lists, h0, c0, lengths, *(reset or (None, None, None))]
+    leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
+    return _autograd.Sequence.apply(cell.name, "cuda", False, False, lengths, mask, *leaves)
 
 
 def round_trip(device, cell, case, tensors):
@@ -149,7 +151,7 @@ def round_trip(device, cell, case, tensors):
 @pytest.fixture
 def on_host(monkeypatch):
     def use(order: int = 0) -> None:
-        monkeypatch.setattr(ops, "_op", Host(order))
+        monkeypatch.setattr(_autograd, "op", Host(order))
 
     use()
     return use

@@ -19,7 +19,7 @@ from sequence_case import (
     cases,
     check,
     inputs,
-    op_arguments,
+    native,
     plain,
     run,
     truth,
@@ -140,10 +140,11 @@ def test_opcheck(name, ragged, device):
     case = Case(4, 2, 3, P)
     if ragged:
         case = replace(case, directions=2, lengths=(2, 4), reset="given")
-    arguments = op_arguments(CELLS[name], case, inputs(CELLS[name], case, torch.float32, device))
+    given = native(case, inputs(CELLS[name], case, torch.float32, device))
+    arguments = (name, *given, True)
     opcheck(forward, arguments)
     y, hn, cn, saved, kept, _ = forward(*arguments)
-    _, _, W, _, R, h0, c0, *spans, _ = arguments
+    _, W, _, R, h0, c0, *spans = given
     rest = (y, h0, c0, W, R, *spans, saved, kept)
     opcheck(backward, (name, *map(torch.randn_like, (y, hn, cn)), *rest))
     opcheck(backward, (name, torch.randn_like(y), None, None, *rest))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import assert_close64
-from sequence_case import Case, arguments, inputs, op_arguments, run, truth
+from sequence_case import Case, arguments, inputs, native, run, truth
 from torch.library import opcheck
 
 import fusedrnn
@@ -184,23 +184,44 @@ def test_what_needs_no_gradient_is_not_computed(cell, device):
         assert not ops.sequence(cell, *arguments(case, some))[0].requires_grad
 
 
-@needs_native
-def test_double_backward_through_the_kernels_is_an_error():
-    case = Case(3, 2, 5)
-    tensors = inputs(CELLS["gru"], case, torch.float64)
-    tensors["x"].requires_grad_()
-    with fusedrnn.backend("cpu"):
-        y, _, _ = ops.sequence(CELLS["gru"], *arguments(case, tensors))
-    (g,) = torch.autograd.grad(y.square().sum(), tensors["x"], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
+@cells
+@pytest.mark.parametrize("full", [False, True])
+def test_double_backward(cell, full, device):
+    """Gradients of the backend's gradients; with lengths, resets and a projection too."""
+    case = Case(2, 2, 3)
+    if full:
+        P = 2 if cell.name == "lstm" else None
+        case = Case(3, 3, 3, P, directions=2, lengths=(3, 2, 0), reset="given")
+    call, leaves = flat(cell, case, inputs(cell, case, torch.float64, device))
+    assert torch.autograd.gradgradcheck(call, leaves, fast_mode=full)
 
 
-def test_double_backward_through_the_reference():
-    case = Case(2, 2, 3, directions=2, reset="given")
-    with fusedrnn.backend("reference"):
-        cell = CELLS["gru"]
-        assert torch.autograd.gradgradcheck(*flat(cell, case, inputs(cell, case, torch.float64)))
+@cells
+def test_third_derivatives(cell, device):
+    case = Case(2, 1, 2)
+    call, leaves = flat(cell, case, inputs(cell, case, torch.float64, device))
+    x = leaves[0]
+
+    def curvature(value):
+        y, *_ = call(value, *leaves[1:])
+        (g,) = torch.autograd.grad(y.sin().sum(), value, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), value, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(curvature, x)
+
+
+@cells
+def test_the_first_gradient_is_the_kernels_even_if_more_follow(cell, device):
+    case = Case(4, 3, 5, directions=2)
+    call, leaves = flat(cell, case, inputs(cell, case, torch.float32, device))
+    grads = [
+        torch.autograd.grad(
+            call(*leaves)[0].square().sum(), leaves, create_graph=more, allow_unused=True
+        )
+        for more in (False, True)
+    ]
+    for once, twice in zip(*grads, strict=True):
+        assert (once is None and twice is None) or torch.equal(once, twice)
 
 
 @cells
@@ -211,16 +232,17 @@ def test_opcheck(cell, directions, lengths):
     P = 2 if cell.name == "lstm" else None
     for width in {None, P}:
         case = Case(4, 2, 3, width, True, directions, lengths, lengths and "given")
-        forward = op_arguments(cell, case, inputs(cell, case, torch.float32))
+        given = native(case, inputs(cell, case, torch.float32))
+        forward = (cell.name, *given, True)
         opcheck(torch.ops.fusedrnn.sequence_forward.native, forward)
         opcheck(torch.ops.fusedrnn.sequence_forward.native, [*forward[:-1], False])
         y, hn, cn, saved, kept, _ = torch.ops.fusedrnn.sequence_forward.native(*forward)
-        name, _, W, _, r, h0, c0, *spans, _ = forward
+        _, W, _, r, h0, c0, *spans = given
         grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn))
         for some in (grads, (grads[0], None, None)):
             opcheck(
                 torch.ops.fusedrnn.sequence_backward.native,
-                (name, *some, y, h0, c0, W, r, *spans, saved, kept),
+                (cell.name, *some, y, h0, c0, W, r, *spans, saved, kept),
             )
 
 
@@ -265,7 +287,7 @@ def test_many_steps(device):
 )
 def test_the_op_checks_what_would_read_out_of_bounds(index, change, message):
     case = Case(3, 2, 5, reset="given")
-    given = list(op_arguments(CELLS["lstm"], case, inputs(CELLS["lstm"], case, torch.float64)))
+    given = ["lstm", *native(case, inputs(CELLS["lstm"], case, torch.float64)), True]
     given[index] = change(given[index])
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fusedrnn.sequence_forward.native(*given)
@@ -280,3 +302,20 @@ def test_reference_rounds_like_the_kernels_in_16_bits():
         z, _, _ = ops.sequence(cell, *arguments(case, tensors))
         assert y.dtype == z.dtype == torch.bfloat16
         assert (y.float() - z.float()).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps
+
+
+@cells
+@directions
+@pytest.mark.parametrize("lengths", [None, (3, 6, 0, 1)])
+def test_the_trace_is_the_references(cell, directions, lengths, device):
+    """What the kernels save is what the equations call by the same names."""
+    P = 3 if cell.name == "lstm" and directions == 2 else None
+    case = Case(6, 4, 5, P, directions=directions, lengths=lengths, reset="given")
+    call = arguments(case, inputs(cell, case, torch.float64, device))
+    with fusedrnn.backend("reference"):
+        expected = ops.sequence(cell, *call, trace=True)
+    for grad in (False, True):
+        call[0].requires_grad_(grad)
+        found = ops.sequence(cell, *call, trace=True)
+        assert_close64(found, expected, cell.name)
+        assert [t.requires_grad for t in found[3:]] == [False, False]

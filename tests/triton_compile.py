@@ -58,25 +58,26 @@ def largest_whole(cell, dtype, shared):
 
 
 def call(name, dtype, kernel, shared):
-    """Forward and backward once, on tensors whose values do not matter."""
+    """Forward and backward with one direction, and with all options; values do not matter."""
     cell, T, B = CELLS[name], 2, 20
     H = largest_whole(cell, dtype, shared) if kernel == "whole" else 300
     P = 40 if kernel == "projected" else H
-    N, G, S = 2, len(cell.gates), len(cell.states)
+    G, S = len(cell.gates), len(cell.states)
 
     def zeros(*size):
         return torch.zeros(size, dtype=dtype)
 
-    weight_hh, weight_hr = [zeros(G * H, P)] * N, [zeros(P, H)] * N if kernel == "projected" else []
-    h0, c0 = zeros(N, B, P), zeros(N, S - 1, B, H)
     lengths, mask = torch.zeros(B, dtype=torch.int64), torch.zeros(T, B, dtype=torch.bool)
-    for spans in ((lengths, None, None, None), (lengths, mask, h0, c0)):
+    for N in (1, 2):
+        gx, weight_hh, bias_hh = [zeros(T, B, G * H)], [zeros(G * H, P)], [zeros(G * H)]
+        weight_hr = [zeros(P, H)] if kernel == "projected" else []
+        h0, c0 = zeros(N, B, P), zeros(N, S - 1, B, H)
+        spans = (None, None, None, None) if N == 1 else (lengths, mask, h0, c0)
         y, hn, cn, saved, cells, _ = sequence.sequence_forward(
-            name, [zeros(T, B, G * H)] * N, weight_hh, [zeros(G * H)] * N, weight_hr, h0, c0,
-            *spans, True,
-        )  # fmt: skip
+            name, gx * N, weight_hh * N, bias_hh * N, weight_hr * N, h0, c0, *spans, True
+        )
         sequence.sequence_backward(
-            name, y, hn, cn, y, h0, c0, weight_hh, weight_hr, *spans, saved, cells
+            name, y, hn, cn, y, h0, c0, weight_hh * N, weight_hr * N, *spans, saved, cells
         )
 
 

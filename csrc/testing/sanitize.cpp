@@ -1,6 +1,7 @@
 // Runs every CPU kernel over sizes across its tile borders, on buffers that are exactly as long as
 // they must be, with one to three threads: what tools/sanitize.py builds with a sanitizer. It also
 // compares the bits of the runs; numbers are the affair of tests/.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +19,8 @@ inline namespace FRNN_ISA {
 const SequenceKernels* sequence_kernels(const char* cell);
 const char* softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);
 const char* softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&);
+const char* softmax_search(const SoftmaxSearch&);
+const char* log_softmax(const LogSoftmax&);
 }  // namespace FRNN_ISA
 }  // namespace fusedrnn
 
@@ -196,26 +199,72 @@ class Hierarchy {
   std::vector<int64_t> leaf_rank_, rows_, branches_, leaf_, node_;
 };
 
+// Training: every third token ignored, smoothing and z-loss.
 std::vector<Array> run_softmax(const SoftmaxTree& tree, int64_t N, int64_t H, DType type,
                                int threads, bool sparse) {
   generator.seed(5);
   std::vector<int64_t> target;
-  for (int64_t i = 0; i < N; ++i) target.push_back(generator() % tree.words);
-  const SoftmaxPlanner planner(tree, target.data(), N);
+  for (int64_t i = 0; i < N; ++i) target.push_back(i % 3 == 2 ? -1 : generator() % tree.words);
+  const SoftmaxPlanner planner(tree, target.data(), N, -1);
   const Array input(type, N * H, true), weight(type, tree.rows * H, true);
   const Array bias(type, tree.rows, true), grad(wide(type), N, true);
   const Array saved(wide(type), planner.saved());
   std::vector<Array> out;
-  out.emplace_back(wide(type), N);
+  for (int i = 0; i < 2; ++i) out.emplace_back(wide(type), N);
   const SoftmaxSizes n{N, H, tree.rows, type, threads};
-  const SoftmaxForward f{n, input.get(), weight.get(), bias.get(), out[0].get(), saved.get()};
+  const SoftmaxForward f{n,          0.1,          0.01,         input.get(), weight.get(),
+                         bias.get(), out[0].get(), out[1].get(), saved.get()};
   if (const char* wrong = softmax_forward(f, planner.plan())) complain(wrong);
   const int64_t rows = sparse ? planner.rows() : tree.rows;
   for (int64_t count : {N * H, rows * H, rows}) out.emplace_back(type, count);
   const SoftmaxBackward b{n,      grad.get(),   input.get(),  weight.get(), saved.get(),
-                          sparse, out[1].get(), out[2].get(), out[3].get()};
+                          sparse, out[2].get(), out[3].get(), out[4].get()};
   if (const char* wrong = softmax_backward(b, planner.plan())) complain(wrong);
   runs += 2;
+  return out;
+}
+
+// Scoring: all words and back, the five best words, a word drawn at random.
+std::vector<Array> run_scores(const Hierarchy& hierarchy, int64_t N, int64_t H, DType type,
+                              int threads) {
+  generator.seed(6);
+  const SoftmaxTree tree = hierarchy.tree();
+  const int64_t first = tree.node_rows[1], k = tree.words < 5 ? tree.words : 5;
+  std::vector<int32_t> word(tree.words);
+  for (int64_t w = 0; w < tree.words; ++w) word[tree.leaf_rank[w]] = int32_t(w);
+  int64_t widest = 0;
+  for (int64_t m = 0; m < tree.nodes; ++m)
+    widest = std::max(widest, tree.node_rows[m + 1] - tree.node_rows[m]);
+  const Array input(type, N * H, true), weight(type, tree.rows * H, true);
+  const Array bias(type, tree.rows, true), root(wide(type), N * first, true);
+  const Array logits(wide(type), N * tree.rows, true), grad(wide(type), N * tree.words, true);
+  std::vector<double> uniform;
+  for (int64_t i = 0; i < N; ++i) uniform.push_back(double(generator()) / 4294967296.0);
+  std::vector<Array> out;
+  const auto blank = [&](DType of, int64_t count) {
+    out.emplace_back(of, count);
+    return out.back().get();
+  };
+  const auto must = [](const char* wrong) {
+    if (wrong) complain(wrong);
+    ++runs;
+  };
+  LogSoftmax whole{N, wide(type), threads, tree, word.data(), logits.get(), nullptr, nullptr};
+  whole.out = blank(wide(type), N * tree.words);
+  must(log_softmax(whole));
+  whole.grad = grad.get(), whole.out = blank(wide(type), N * tree.rows);
+  must(log_softmax(whole));
+  SoftmaxSearch search{};
+  search.n = {N, H, tree.rows, type, threads}, search.tree = tree, search.word = word.data();
+  search.widest = widest, search.input = input.get(), search.weight = weight.get();
+  search.bias = bias.get(), search.root = root.get(), search.scale = 1.0;
+  for (bool draw : {false, true}) {
+    search.uniform = draw ? uniform.data() : nullptr, search.k = draw ? 1 : k;
+    search.log_prob = blank(wide(type), N * search.k);
+    search.words = static_cast<int64_t*>(blank(DType::f64, N * search.k));
+    search.rows = static_cast<int64_t*>(blank(DType::f64, N));
+    must(softmax_search(search));
+  }
   return out;
 }
 
@@ -223,15 +272,18 @@ void softmaxes() {
   for (int64_t arity : {2, 3, 20, 500})
     for (int64_t words : {2, 41, 300}) {
       const Hierarchy hierarchy(words, arity);
+      const auto same = [](const auto& run) {
+        const auto expected = run(1);
+        for (int threads : {2, 3})
+          if (!(run(threads) == expected)) complain("softmax: the bits depend on the threads");
+      };
       for (int64_t N : {1, 150})
         for (int64_t H : {1, 40, 65})
-          for (DType type : kTypes)
-            for (bool sparse : {false, true}) {
-              const auto expected = run_softmax(hierarchy.tree(), N, H, type, 1, sparse);
-              for (int threads : {2, 3})
-                if (!(run_softmax(hierarchy.tree(), N, H, type, threads, sparse) == expected))
-                  complain("softmax: the bits depend on the threads");
-            }
+          for (DType type : kTypes) {
+            for (bool sparse : {false, true})
+              same([&](int t) { return run_softmax(hierarchy.tree(), N, H, type, t, sparse); });
+            same([&](int t) { return run_scores(hierarchy, N, H, type, t); });
+          }
     }
 }
 
