@@ -12,7 +12,7 @@ import torch
 from benchmarks import cli, gpu_check_micro, gpu_check_programs
 from benchmarks import command_gpu_check as command
 from benchmarks.gpu_check import Part, Run, load
-from benchmarks.gpu_check_kernels import KERNELS, kernels_of, sizes
+from benchmarks.gpu_check_kernels import KERNELS, dtypes, kernels_of, sizes
 from benchmarks.results import ResultsError
 from fusedrnn.cells import CELLS
 
@@ -86,7 +86,7 @@ def test_wrong_use_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = ["gpu-check", "--out", str(tmp_path)]
     for options, said in (
-        (["--part", "wgmma"], "known are stepwise, triton"),
+        (["--part", "wgmma"], "known are stepwise, cluster, triton"),
         ([], "torch sees no GPU; --dry"),
         (["--dry", "--in-process"], "takes one --part"),
     ):
@@ -144,14 +144,15 @@ def test_the_kernels_of_a_profile_are_recognised():
         "ampere_sgemm_32x32_nn",
         "fusedrnn::cuda::softmax_walk(fusedrnn::SoftmaxTree, fusedrnn::SoftmaxGpuPlan)",
         "void (anonymous namespace)::softmax_warp_forward<float, float>(float*, float const*)",
+        "void fusedrnn::cuda::cluster_forward<fusedrnn::base::GRU, __half, 0, 1>(...)",
     ]
-    expected = ["backward_operand_step", "forward_step", "softmax_walk", "whole_backward"]
-    assert kernels_of(names) == expected
+    expected = ["backward_operand_step", "cluster_forward", "forward_step", "softmax_walk"]
+    assert kernels_of(names) == [*expected, "whole_backward"]
 
 
 def test_sizes_reach_the_kernel_that_is_meant():
     for kernel in KERNELS:
         for cell in CELLS:
-            for dtype in ("float64", "bfloat16"):
-                *_, H = sizes(kernel, cell, dtype, "cpu")
-                assert (H <= 128) == (kernel == "Triton whole-sequence"), (kernel, cell, dtype)
+            for dtype in dtypes(kernel):
+                for *_, H in sizes(kernel, cell, dtype, "cpu"):
+                    assert (H <= 128) == (kernel == "Triton whole-sequence"), (kernel, cell, dtype)
