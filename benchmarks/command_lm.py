@@ -6,6 +6,7 @@ and hierarchical output layers have those, the full softmax has the dense ones i
 """
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def main(options: argparse.Namespace) -> int:
     trainers = [trainer(row, corpus, options, device, steps, weights) for row in rows]
     suite = "table3" if options.table3 else "lm"
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    run = Run(suite, created, options.typed, environment.describe(device.type))
+    run = Run(suite, created, typed(options), environment.describe(device.type))
     facts = run.environment
     if options.record and facts["dirty"]:
         raise CaseError("--record names the file after the commit: commit your changes first")
@@ -210,6 +211,14 @@ def read(options: argparse.Namespace) -> corpora.Corpus:
     else:
         name, text = "CPython's language reference", corpora.reference_text()
     return corpora.build(name, text, size=options.vocabulary)
+
+
+def typed(options: argparse.Namespace) -> str:
+    """The command without the folder of the corpus: it goes into the results, and the docs."""
+    if not options.corpus:
+        return options.typed
+    path, name = (shlex.quote(text) for text in (options.corpus, Path(options.corpus).name))
+    return options.typed.replace(path, name)
 
 
 def show(run: Run) -> None:

@@ -12,7 +12,18 @@ import torch
 
 from . import environment, runner, table
 from .base import Base, checkout
-from .case import DTYPES, LAYOUTS, MODES, OPS, Case, CaseError, parse_shape
+from .case import (
+    COUNTS,
+    DTYPES,
+    INFERENCE_ONLY,
+    LAYOUTS,
+    MODES,
+    OPS,
+    WORD_OPS,
+    Case,
+    CaseError,
+    parse_shape,
+)
 from .peers import PEERS
 from .progress import Progress
 from .results import FOLDER, Run
@@ -43,6 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--bidirectional", action="store_true", help="two directions, of a case described here")
     add("--no-bias", action="store_true", help="without biases, of a case described here")
     add("--layout", choices=tuple(LAYOUTS), default="padded", help="of a case described here")
+    add("--counts", choices=tuple(COUNTS), default="zipf", help="of a case described here")
     add("--peer", type=several, default=[], metavar="NAMES", help="only these, beside ours; 'all'")
     add("--base", metavar="GIT-REF", help="another commit of ours as one more peer")
     add("--seconds", type=float, help="of samples for each peer of a case")
@@ -113,12 +125,12 @@ def described(options: argparse.Namespace) -> list[Case]:
             "--op, --cell, --mode, --dtype"
         )
     op = options.op[0] if options.op else "softmax" if "V=" in options.shape[0] else "sequence"
-    cells = options.cell or ([""] if op == "softmax" else ["lstm"])
-    modes = options.mode or (["infer"] if op == "decode" else ["fwdbwd"])
+    cells = options.cell or ([""] if op in WORD_OPS else ["lstm"])
+    modes = options.mode or (["infer"] if op in INFERENCE_ONLY else ["fwdbwd"])
     shapes = [parse_shape(text, op) for text in options.shape]
     return [
         Case(op, cell, mode, shape, dtype, options.device or "cpu", options.layers,
-             options.bidirectional, not options.no_bias, options.layout)
+             options.bidirectional, not options.no_bias, options.layout, options.counts)
         for dtype, mode, shape, cell in product(options.dtype or ["float32"], modes, shapes, cells)
     ]  # fmt: skip
 

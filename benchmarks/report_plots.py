@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from .case import Case
+from .case import WORD_OPS, Case
 from .results import Row, Run, ratio
 from .svg import WIDTH, apart, log_ticks, mark, svg, text, ticks
 
@@ -93,7 +93,7 @@ def speedups(groups: list[tuple[Case, list[Row]]]) -> str:
         parts.append(text(at(value), tall + 14, f"{value:g}x", anchor="middle", kind="axis"))
     for i, (case, row, (point, lower, upper), baseline) in enumerate(bars):
         y = i * pitch
-        name = case.name if case.op != "softmax" else f"{row.peer} {case.name}"
+        name = f"{row.peer} {case.name}" if case.op in WORD_OPS else case.name
         start, end = sorted((at(1), at(point)))
         kind = "ours" if point >= 1 else "lost"
         bar = f'<rect x="{start:.1f}" y="{y + 16}" width="{max(end - start, 0.5):.1f}" height="12" '

@@ -159,7 +159,7 @@ def summary(run: Run) -> list[str]:
         text.append(
             f"Noise: two copies of ours differ by {middle - 1:.1%} (median), {high - 1:.1%} (90%)."
         )
-    text += layouts(run) + decoding(run)
+    text += layouts(run) + decoding(run) + adaptive(run)
     bad = [row for row in run.rows if row.ours and row.status in ("wrong", "failed")]
     text.append(f"Rows of ours that are wrong or failed: {len(bad)}.")
     return text
@@ -174,6 +174,17 @@ def decoding(run: Run) -> list[str]:
             each = (f"{row.peer} {row.median / steps:.1f}" for row in timed)
             text.append(f"  {case.name}: {', '.join(each)}")
     return ["Step by step, microseconds a step:", *text] if text else []
+
+
+def adaptive(run: Run) -> list[str]:
+    """Our adaptive softmax beside torch.nn's, which has the same parameters."""
+    text = []
+    for case, rows in run.by_case():
+        timed = {row.peer: row.samples for row in rows if row.status == "ok" and not row.twin}
+        if "AdaptiveLogSoftmax" in timed and "fusedrnn adaptive" in timed:
+            point, low, high = ratio(timed["AdaptiveLogSoftmax"], timed["fusedrnn adaptive"])
+            text.append(f"  {case.name}: {point:.2f}x ({low:.2f}-{high:.2f})")
+    return ["Adaptive softmax, how many times as fast as torch.nn's:", *text] if text else []
 
 
 def layouts(run: Run) -> list[str]:

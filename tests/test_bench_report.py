@@ -189,6 +189,10 @@ def test_table3_is_drawn_and_told(trained, tmp_path):
     assert "Perplexity against speed" in out.read_text()
 
 
+def test_the_folder_of_a_corpus_is_not_recorded(trained):
+    assert "--corpus text.txt --hidden" in load(trained / "lm.json").command
+
+
 def test_goals_of_the_language_model_are_told():
     row = {"recurrence": "fusedrnn.RNN", "output": "100 classes", "tokens_per_second": 50_000.0}
     full = row | {"output": "full softmax", "tokens_per_second": 10_000.0}

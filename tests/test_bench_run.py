@@ -53,7 +53,7 @@ def test_quick_verifies_and_times_every_row_of_ours(quick):
         assert row.error <= row.bound and len(row.samples) >= timing.FEWEST
     assert all(row.status in results.STATUSES for row in run.rows)
     assert {row.peer for row in run.rows if row.baseline} == {
-        "torch.nn", "torch.nn cell", "linear+cross_entropy",
+        "torch.nn", "torch.nn cell", "linear+cross_entropy", "linear+log_softmax",
     }  # fmt: skip
 
 

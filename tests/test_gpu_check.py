@@ -94,7 +94,7 @@ def test_wrong_use_is_told(tmp_path, capsys, monkeypatch):
         assert said in capsys.readouterr().err
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"kind": "gpu-check", "schema": 99}))
-    with pytest.raises(ResultsError, match="another schema"):
+    with pytest.raises(ResultsError, match="its schema is 99, not 1"):
         load(other)
 
 
