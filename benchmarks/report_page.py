@@ -18,7 +18,8 @@ input, select {{ font: inherit; color: inherit; background: var(--paper); paddin
 .rows th button:focus-visible {{ outline: 2px solid var(--c0); }}
 .rows th[aria-sort=ascending] button::after {{ content: " \\2191"; }}
 .rows th[aria-sort=descending] button::after {{ content: " \\2193"; }}
-.rows td:first-child, .rows th:first-child {{ position: sticky; left: 0; background: var(--paper); }}
+.rows td:first-child, .rows th:first-child {{ position: sticky; left: 0;
+  background: var(--paper); }}
 @media (max-width: 640px) {{ .rows td:first-child {{ white-space: normal; min-width: 9em; }} }}
 .rows th:nth-child(3), .rows td:nth-child(3) {{ text-align: right; }}
 .rows tr.ours td:nth-child(2) {{ font-weight: 600; }}
