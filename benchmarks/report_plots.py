@@ -278,7 +278,7 @@ def trade_off(run: Run) -> str:
     points = [(row["tokens_per_second"], row["perplexity"]) for row in rows]
     xs, ys = zip(*points, strict=True)
     pad = 0.08 * (max(ys) - min(ys)) or 1
-    axes = Axes((min(xs), max(xs)), (min(ys) - pad, max(ys) + pad), log_y=False, right=70)
+    axes = Axes((min(xs), max(xs)), (min(ys) - pad, max(ys) + pad), log_y=False)
     parts = axes.frame("tokens per second", "validation perplexity")
     kinds = list(dict.fromkeys(row["recurrence"] for row in rows))
     placed = [axes.at(*point) for point in points]
@@ -287,6 +287,12 @@ def trade_off(run: Run) -> str:
         parts.append(
             titled(mark(i, x, y, f"var(--c{i % 3})"), f"{row['recurrence']}, {row['output']}")
         )
-        cell = row["recurrence"].rpartition(".")[2] + " " if len(kinds) > 1 else ""
-        parts.append(text(x + 8, height + 4, cell + row["output"], kind="halo"))
-    return svg(axes.bottom + 42, "Perplexity against speed", parts)
+        anchor, aside = ("end", -8) if x > WIDTH / 2 else ("start", 8)  # inwards
+        parts.append(text(x + aside, height + 4, row["output"], anchor=anchor, kind="halo"))
+    tall = axes.bottom + 42
+    if len(kinds) > 1:
+        for i, name in enumerate(kinds):
+            x, y = axes.left + 130 * (i % 3), tall + 14 + 20 * (i // 3)
+            parts += [mark(i, x, y, f"var(--c{i % 3})"), text(x + 10, y + 4, name)]
+        tall += 20 * (1 + (len(kinds) - 1) // 3) + 8
+    return svg(tall, "Perplexity against speed", parts)
