@@ -282,13 +282,15 @@ def trade_off(run: Run) -> str:
     parts = axes.frame("tokens per second", "validation perplexity")
     kinds = list(dict.fromkeys(row["recurrence"] for row in rows))
     placed = [axes.at(*point) for point in points]
-    for row, (x, y), height in zip(rows, placed, apart(placed), strict=True):
+    marks = []
+    for row, (x, y), height in zip(rows, placed, apart(placed, reach=90), strict=True):
         i = kinds.index(row["recurrence"])
-        parts.append(
+        marks.append(
             titled(mark(i, x, y, f"var(--c{i % 3})"), f"{row['recurrence']}, {row['output']}")
         )
         anchor, aside = ("end", -8) if x > WIDTH / 2 else ("start", 8)  # inwards
         parts.append(text(x + aside, height + 4, row["output"], anchor=anchor, kind="halo"))
+    parts += marks  # above all labels
     tall = axes.bottom + 42
     if len(kinds) > 1:
         for i, name in enumerate(kinds):
