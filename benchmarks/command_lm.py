@@ -15,7 +15,7 @@ import torch
 from . import corpus as corpora
 from . import environment, lm, lm_time
 from .case import CaseError
-from .command_run import several
+from .command_run import kept, several
 from .demo import Run as Training
 from .demo import UsageError, chosen_device, positive, train
 from .results import FOLDER, Run
@@ -183,25 +183,26 @@ def main(options: argparse.Namespace) -> int:
     print(f"{corpus.name}: {len(corpus.train):,} training tokens, V = {len(corpus.words):,}; "
           f"{steps:,} steps of {options.batch} x {options.bptt} for each of {len(rows)} rows; "
           f"{facts['threads']} threads", flush=True)  # fmt: skip
-    training = Training(corpus, rows, trainers, steps)
+    training, others = Training(corpus, rows, trainers, steps), environment.Others()
     try:
         train(training, options.minutes)
     except KeyboardInterrupt:
         training.note = "interrupted"
         return 130
     run.lm = content(training, options)
-    run.environment["clock_at_end"] = environment.clock()
+    run.environment |= {"clock_at_end": environment.clock(), "others": others.share()}
     name = f"{created[:10]}-{facts['commit']}-{suite}.json"
     recorded = FOLDER / str(facts["slug"]) / name
     out = recorded if options.record else options.out or Path(f"bench-{suite}.json")
     run.save(out)
     show(run)
-    print(f"\nEverything measured: {out}")
-    if options.record:
+    stays = kept(run, out, options.record)
+    print(f"\nEverything measured: {stays}")
+    if options.record and stays == out:
         from . import markdown
 
         markdown.update()
-    return 0
+    return int(stays != out)
 
 
 def read(options: argparse.Namespace) -> corpora.Corpus:

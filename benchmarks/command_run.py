@@ -1,9 +1,11 @@
 """``run``: measures a suite, or the cases that the options describe; prints a table, writes JSON.
 
-Exit status 1 if a row of ours is wrong or failed, 130 after Ctrl-C, which keeps what was measured.
+Exit status 1 if a row of ours is wrong or failed, or the machine was too busy to record, 130 after
+Ctrl-C, which keeps what was measured.
 """
 
 import argparse
+import shutil
 import time
 from itertools import product
 from pathlib import Path
@@ -164,6 +166,22 @@ def output(options: argparse.Namespace, run: Run) -> Path:
     return FOLDER / str(facts["slug"]) / f"{run.created[:10]}-{facts['commit']}-{run.suite}.json"
 
 
+def kept(run: Run, out: Path, record: bool) -> Path:
+    """Where the file stays: what a busy machine gave is not recorded, but moved here."""
+    share = run.environment["others"]
+    if share is None or share <= environment.QUIET:
+        return out
+    text = (
+        f"\nOther processes took {share:.0%} of the processors' time, which can spoil all figures"
+    )
+    if record:
+        here = Path(f"bench-{run.suite}.json")
+        shutil.move(out, here)
+        out, text = here, f"{text}: nothing is recorded"
+    print(f"{text}. Measure again when they have ended.")
+    return out
+
+
 def main(options: argparse.Namespace) -> int:
     """Measure."""
     cases = chosen_cases(options)
@@ -189,7 +207,7 @@ def main(options: argparse.Namespace) -> int:
     run.rows = plan.rows()
     run.peaks = environment.peaks(device)
     heading(run)
-    interrupted = False
+    interrupted, others = False, environment.Others()
     try:
         runner.execute(plan, run, out, Progress(len(cases)))
     except KeyboardInterrupt:
@@ -197,15 +215,16 @@ def main(options: argparse.Namespace) -> int:
     finally:
         if base:
             base.close()
-    run.environment["clock_at_end"] = environment.clock()
+    run.environment |= {"clock_at_end": environment.clock(), "others": others.share()}
     run.save(out)
-    conclude(run, out, interrupted)
-    if options.record and not interrupted:
+    stays = kept(run, out, options.record)
+    conclude(run, stays, interrupted)
+    if options.record and stays == out and not interrupted:
         from . import markdown
 
         markdown.update()
     bad = any(row.ours and row.status in ("wrong", "failed") for row in run.rows)
-    return 130 if interrupted else int(bad)
+    return 130 if interrupted else int(bad or stays != out)
 
 
 def heading(run: Run) -> None:

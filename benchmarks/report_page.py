@@ -157,6 +157,7 @@ def facts(run: Run) -> str:
         if run.peaks
         else "",
         "clock": clocks,
+        "others": f"{e['others']:.0%} of the processors' time" if e.get("others") else "",
         "command": run.command,
     }
     pairs = "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in entries.items() if v)
