@@ -220,6 +220,15 @@ def test_lengths_are_set_against_the_same_rows_all_long():
     assert not table.layouts(Run("t", "", "", {}, {}, rows[:1]))
 
 
+def test_another_commit_is_told_as_a_ratio():
+    rows = [
+        Row(SMALL, "fusedrnn", "ok", samples=[0.8] * 5, ours=True),
+        Row(SMALL, "fusedrnn@v0.1", "ok", samples=[1.0] * 5),
+    ]
+    head, line = table.commits(Run("t", "", "", {}, {}, rows))
+    assert head.endswith("as v0.1:") and line.endswith(": 1.25x (1.25-1.25)")
+
+
 # -- peers
 
 
