@@ -48,6 +48,19 @@ def gradients(output, layer, x):
     return torch.autograd.grad((output * weights).sum(), [x, *layer.parameters()])
 
 
+def check_gradients(layer, x, target, *, which=0, leaf=lambda tensor: tensor, **options):
+    """gradcheck of an output of the op: 0 is log p, 1 the objective; ``leaf`` wraps parameters."""
+    tree = layer.hierarchy
+
+    def function(x, weight, bias):
+        weight, bias = leaf(weight), leaf(bias)
+        sizes = layer._tree(), tree.max_path_rows, tree.depth
+        return target_log_prob(x, weight, bias, target, *sizes, **options)[which]
+
+    with fusedrnn.backend("cpu"):
+        assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+
+
 def check_exact(ours, torchs, truth, dtype, what):
     """The error rule; in float64 the truth itself is torch's."""
     if dtype == torch.float64:
@@ -102,16 +115,7 @@ def test_flat_is_linear_and_cross_entropy(words, dtype, place):
 @needs_native
 @pytest.mark.parametrize("name", ["flat", "huffman-2", "chain", "singletons", "mixed"])
 def test_gradcheck(name):
-    hierarchy = TREES[name]()
-    layer, x, target = problem(hierarchy, 6, 3)
-
-    def function(x, weight, bias):
-        return target_log_prob(
-            x, weight, bias, target, layer._tree(), hierarchy.max_path_rows, hierarchy.depth
-        )[0]
-
-    with fusedrnn.backend("cpu"):
-        assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+    check_gradients(*problem(TREES[name](), 6, 3))
 
 
 @trees
