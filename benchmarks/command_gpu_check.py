@@ -29,8 +29,7 @@ from .environment import ROOT
 from .gpu_check import Part, Record, Run, load
 
 PARTS = {
-    "stepwise": Part("CUDA kernels against float64", 45, gpu_check_kernels.stepwise),
-    "cluster": Part("cluster kernels against float64", 30, gpu_check_kernels.cluster),
+    "cuda": Part("CUDA kernels against float64", 75, gpu_check_kernels.cuda),
     "triton": Part("Triton kernels against float64", 80, gpu_check_kernels.triton),
     "micro": Part("exchanges, products, launches, copies", 40, gpu_check_micro.micro),
     "cudnn": Part("which kernels cuDNN runs", 45, gpu_check_cudnn.cudnn),
@@ -39,7 +38,7 @@ PARTS = {
     "softmax": Part("output layers: kernels, suite", 50, gpu_check_softmax.softmax),
     "sanitizer": Part("compute-sanitizer over small calls", 45, gpu_check_programs.sanitizer),
 }
-"""In this order: what a later session needs most comes first. Nine files, 480 seconds."""
+"""In this order: what a later session needs most comes first. Eight files, 480 seconds."""
 
 GRACE = 15  # seconds that a part has to end in good order
 

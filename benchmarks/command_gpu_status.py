@@ -61,7 +61,7 @@ CHANGES = """\
 
 On a machine with a card, a CUDA build of torch and a build of this package with CUDA kernels:
 
-    python -m benchmarks gpu-check --out checked    # 8 minutes; --part stepwise alone: one
+    python -m benchmarks gpu-check --out checked    # 8 minutes; --part cuda alone: one
     python -m benchmarks gpu-status --add checked   # records the files and writes this page
 
 `gpu-check` holds every cell and dtype of every kernel to the error rule against float64 and asks

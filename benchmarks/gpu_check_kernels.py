@@ -179,14 +179,9 @@ def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def stepwise(run: gpu_check.Run) -> None:
-    """The CUDA kernels that run everywhere."""
-    run_kernels(run, (STEPWISE,))
-
-
-def cluster(run: gpu_check.Run) -> None:
-    """The CUDA kernels of thread-block clusters; elsewhere their refusal is what is found."""
-    run_kernels(run, (CLUSTER,))
+def cuda(run: gpu_check.Run) -> None:
+    """The CUDA kernels: what runs everywhere first; where there are no clusters, a refusal."""
+    run_kernels(run, (STEPWISE, CLUSTER))
 
 
 def triton(run: gpu_check.Run) -> None:

@@ -39,21 +39,21 @@ def test_all_parts_have_room_in_the_time_and_in_eight_files():
 def test_a_part_that_hangs_dies_or_says_nothing_is_told(tmp_path, monkeypatch):
     seed = tmp_path / "seed"
     seed.mkdir()
-    Run("stepwise", seed, 9, True, "").add(kernel="k", status="ok")
-    copy = f"import shutil; shutil.copy({str(seed / 'stepwise.json')!r}, {str(tmp_path)!r}); "
+    Run("cuda", seed, 9, True, "").add(kernel="k", status="ok")
+    copy = f"import shutil; shutil.copy({str(seed / 'cuda.json')!r}, {str(tmp_path)!r}); "
     options = SimpleNamespace(out=tmp_path, dry=True, commit="")
     monkeypatch.setattr(command, "GRACE", 1)
 
     def child(code, seconds=20):
         monkeypatch.setattr(command, "start", lambda *_: [sys.executable, "-c", code])
-        return command.child("stepwise", options, seconds)
+        return command.child("cuda", options, seconds)
 
     for code, seconds, status, said in (
         (f"{copy}import time; time.sleep(60)", 1, "cut off", "ended by force after 2 s"),
         (f"{copy}raise RuntimeError('a sticky error')", 20, "failed", "a sticky error"),
     ):
         assert child(code, seconds).status == status
-        record = load(tmp_path / "stepwise.json")
+        record = load(tmp_path / "cuda.json")
         assert record.status == status and said in record.reason
         assert record.entries == [{"kernel": "k", "status": "ok"}]
     record = child("print('nothing')")
@@ -87,7 +87,7 @@ def test_wrong_use_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = ["gpu-check", "--out", str(tmp_path)]
     for options, said in (
-        (["--part", "wgmma"], "known are stepwise, cluster, triton"),
+        (["--part", "wgmma"], "known are cuda, triton"),
         ([], "torch sees no GPU; --dry"),
         (["--dry", "--in-process"], "takes one --part"),
     ):

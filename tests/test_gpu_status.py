@@ -9,7 +9,7 @@ from benchmarks import cli
 from benchmarks import command_gpu_status as command
 from benchmarks.gpu_check import Record, load
 from benchmarks.gpu_check_cudnn import Row, table
-from benchmarks.gpu_check_kernels import DTYPES
+from benchmarks.gpu_check_kernels import CLUSTER, DTYPES
 from fusedrnn.cells import CELLS
 
 CARD = {"gpu": "NVIDIA H200", "slug": "nvidia-h200", "commit": "abc123def", "dirty": False}
@@ -29,7 +29,7 @@ def entry(**changes):
     return fields | changes
 
 
-def made(part="stepwise", created="2026-11-22T10:00:00+0000", entries=(), **changes):
+def made(part="cuda", created="2026-11-22T10:00:00+0000", entries=(), **changes):
     return Record(part, changes.pop("dry", False), created, CARD | changes, "complete",
                   entries=list(entries))  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_every_kernel_dtype_and_direction_has_one_row():
     expected = [
         row
         for row in product(kernels, DTYPES, command.DIRECTIONS)
-        if row[0] != command.CLUSTER or row[1].endswith("16")
+        if row[0] != CLUSTER or row[1].endswith("16")
     ]
     assert list(rows(command.page([]))) == expected
     assert set(rows(command.page([])).values()) == {command.NEVER}
@@ -104,12 +104,12 @@ def test_files_are_recorded_once_they_are_of_a_gpu(tmp_path, monkeypatch, capsys
 
     assert "no JSON file" in run("--add", str(folder))[1]
     for record, said in ((made(dry=True), "dry run"), (made(commit="unknown"), "--commit")):
-        record.save(folder / "stepwise.json")
+        record.save(folder / "cuda.json")
         status, text = run("--add", str(folder))
         assert status == 2 and said in text
-    (folder / "stepwise.json").write_text("{}")
+    (folder / "cuda.json").write_text("{}")
     assert "not a result of gpu-check" in run("--add", str(folder))[1]
-    made(entries=[entry()]).save(folder / "stepwise.json")
+    made(entries=[entry()]).save(folder / "cuda.json")
     monkeypatch.setattr(command, "records", lambda: loaded(command.RECORDED))
     assert run("--check") == (1, "page.md: stale\n")
     status, text = run("--add", str(folder))
