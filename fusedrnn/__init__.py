@@ -8,6 +8,15 @@ from .clip import clip_grad_norm_
 from .convert import convert
 from .gates import intervene, record
 from .hierarchy import Hierarchy
+from .layouts import (
+    flip_update_gate,
+    from_keras,
+    from_onnx,
+    from_tensorflow,
+    to_keras,
+    to_onnx,
+    to_tensorflow,
+)
 from .modules import GRU, LSTM, RNN
 from .softmax import HierarchicalSoftmax
 from .streaming import step, truncated_bptt
@@ -27,10 +36,17 @@ __all__ = [
     "backend",
     "clip_grad_norm_",
     "convert",
+    "flip_update_gate",
+    "from_keras",
+    "from_onnx",
+    "from_tensorflow",
     "gates",
     "init",
     "intervene",
     "record",
     "step",
+    "to_keras",
+    "to_onnx",
+    "to_tensorflow",
     "truncated_bptt",
 ]
