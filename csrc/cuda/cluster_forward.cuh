@@ -202,12 +202,13 @@ struct ClusterForward {
 #pragma unroll
       for (int e = 0; e < 4; ++e) sums[0][n][0][e] = bias[e / 2];
     }
+    // Up to eight rows, those that are not there cost nothing: their lanes read the first row along
+    // with others.
     const Lane lane = my_lane();
-    const Data* from = h + (step & 1) * work.rows * work.pitch + lane.q * 8;
+    const int row = kColumns > 1 || lane.g < rows ? lane.g : 0;
+    const Data* from = h + ((step & 1) * work.rows + row) * work.pitch + lane.q * 8;
     weights.multiply(sums, [&](int n, int span) {
-      // Rows that are not there cost nothing: those lanes read the first row along with others.
-      const int row = n * kClusterRows + lane.g;
-      return reinterpret_cast<const uint4*>(from + (row < rows ? row : 0) * work.pitch +
+      return reinterpret_cast<const uint4*>(from + n * kClusterRows * work.pitch +
                                             span * kClusterSpan);
     });
 #pragma unroll
