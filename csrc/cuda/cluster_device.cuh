@@ -50,7 +50,9 @@ struct Exchange {
   // The same place in the CTA of that rank.
   static __device__ Address address(const void* mine, int rank) {
     Address there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address(mine)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(there)
+                 : "r"(address(mine)), "r"(rank));
     return there;
   }
 
