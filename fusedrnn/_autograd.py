@@ -55,9 +55,9 @@ class Sequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves that need one, by the backend's backward op."""
-        needs, (lengths, mask, y, *kept), leaves = (
-            ctx.needs_input_grad[6:], ctx.saved_tensors[:6], ctx.saved_tensors[6:],
-        )  # fmt: skip
+        needs = ctx.needs_input_grad[6:]
+        lengths, mask, y, *rest = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
+        kept, leaves = rest[:3], rest[3:]
         if ctx.recompute:
             with torch.no_grad():
                 kept = forward(ctx.cell, ctx.backend, lengths, mask, leaves, save=True)[3:]
