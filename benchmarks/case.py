@@ -3,6 +3,8 @@
 sequence   one recurrent module over T steps: y = rnn(x), x [T, B, I], H units
 decode     its cell, step by step, T steps in a Python loop: inference only
 softmax    the loss of N tokens over V words from x [N, H]
+log_prob   the log-probabilities of all V words for each of N tokens: inference only
+topk       the ten most probable of all V words for each of N tokens: inference only
 """
 
 from dataclasses import dataclass, replace
@@ -11,8 +13,17 @@ import torch
 
 from fusedrnn.cells import CELLS
 
-OPS = {"sequence": ("T", "B", "I", "H"), "decode": ("T", "B", "I", "H"), "softmax": ("V", "H", "N")}
+LAYER_SIZES, WORD_SIZES = ("T", "B", "I", "H"), ("V", "H", "N")
+OPS = {
+    "sequence": LAYER_SIZES,
+    "decode": LAYER_SIZES,
+    "softmax": WORD_SIZES,
+    "log_prob": WORD_SIZES,
+    "topk": WORD_SIZES,
+}
 """Every operation with the names of its sizes."""
+WORD_OPS = tuple(op for op, names in OPS.items() if names == WORD_SIZES)
+INFERENCE_ONLY = ("decode", "log_prob", "topk")
 
 MODES = {
     "fwd": "forward, saving for backward",
@@ -25,6 +36,7 @@ LAYOUTS = {
     "lengths": "rows of T/2 to T steps, padded; ours takes lengths=, torch packs and pads",
     "packed": "the same rows, packed before and padded after, both timed",
 }
+COUNTS = {"zipf": "words occur as in text, as 1 / rank", "uniform": "all words alike"}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -38,7 +50,7 @@ class Case:
 
     Attributes:
         op: one of ``OPS``.
-        cell: for ``sequence`` and ``decode`` a name of the registry, for ``softmax`` empty.
+        cell: for ``sequence`` and ``decode`` a name of the registry, else empty.
         mode: one of ``MODES``: what is timed.
         shape: the sizes in the order of ``OPS[op]``.
         dtype: of data and weights.
@@ -47,6 +59,7 @@ class Case:
         bidirectional: two directions.
         bias: with biases.
         layout: one of ``LAYOUTS``.
+        counts: one of ``COUNTS``, for operations over words.
     """
 
     op: str
@@ -59,14 +72,16 @@ class Case:
     bidirectional: bool = False
     bias: bool = True
     layout: str = "padded"
+    counts: str = "zipf"
 
     def __post_init__(self) -> None:
         checks = (
             ("op", self.op, OPS),
-            ("cell", self.cell, ("",) if self.op == "softmax" else CELLS),
-            ("mode", self.mode, ("infer",) if self.op == "decode" else MODES),
+            ("cell", self.cell, ("",) if self.op in WORD_OPS else CELLS),
+            ("mode", self.mode, ("infer",) if self.op in INFERENCE_ONLY else MODES),
             ("dtype", self.dtype, DTYPES),
             ("layout", self.layout, LAYOUTS),
+            ("counts", self.counts, COUNTS if self.op in WORD_OPS else ("zipf",)),
         )
         for what, value, known in checks:
             if value not in known:
@@ -93,6 +108,7 @@ class Case:
         parts = [f"{self.layers} layers"] * (self.layers > 1)
         parts += ["bidirectional"] * self.bidirectional + ["no bias"] * (not self.bias)
         parts += [self.layout] * (self.layout != "padded")
+        parts += [f"{self.counts} counts"] * (self.counts != "zipf")
         return ", ".join(parts)
 
     @property
@@ -110,7 +126,7 @@ class Case:
         Backward has twice those of forward: one product for the data, one for the weights.
         """
         passes = {"fwd": 1, "infer": 1, "bwd": 2, "fwdbwd": 3}[self.mode]
-        if self.op == "softmax":
+        if self.op in WORD_OPS:
             return None
         T, B, I, H = self.shape
         D, rows = 1 + self.bidirectional, len(CELLS[self.cell].gates) * H
@@ -119,7 +135,7 @@ class Case:
 
     def traffic(self) -> int | None:
         """Bytes that must move at least once: weights and x read, y written; gradients likewise."""
-        if self.op == "softmax":
+        if self.op in WORD_OPS:
             return None
         T, B, I, H = self.shape
         D, rows = 1 + self.bidirectional, len(CELLS[self.cell].gates) * H
@@ -139,6 +155,7 @@ class Case:
         parts += [f"--layers {self.layers}"] * (self.layers > 1)
         parts += ["--bidirectional"] * self.bidirectional + ["--no-bias"] * (not self.bias)
         parts += [f"--layout {self.layout}"] * (self.layout != "padded")
+        parts += [f"--counts {self.counts}"] * (self.counts != "zipf")
         parts += [f"--peer {peers}"] * bool(peers)
         return " ".join(parts)
 

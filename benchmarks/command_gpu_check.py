@@ -17,22 +17,28 @@ from pathlib import Path
 
 import torch
 
-from . import gpu_check_cudnn, gpu_check_kernels, gpu_check_micro, gpu_check_programs
+from . import (
+    gpu_check_cudnn,
+    gpu_check_kernels,
+    gpu_check_micro,
+    gpu_check_programs,
+    gpu_check_softmax,
+)
 from .case import CaseError
 from .environment import ROOT
 from .gpu_check import Part, Record, Run, load
 
 PARTS = {
-    "stepwise": Part("CUDA kernels against float64", 45, gpu_check_kernels.stepwise),
+    "cuda": Part("CUDA kernels against float64", 75, gpu_check_kernels.cuda),
     "triton": Part("Triton kernels against float64", 80, gpu_check_kernels.triton),
     "micro": Part("exchanges, products, launches, copies", 40, gpu_check_micro.micro),
-    "cudnn": Part("which kernels cuDNN runs", 60, gpu_check_cudnn.cudnn),
+    "cudnn": Part("which kernels cuDNN runs", 45, gpu_check_cudnn.cudnn),
     "tests": Part("the tests marked gpu", 80, gpu_check_programs.tests),
-    "sequence": Part("the suite of layers, beside its peers", 80, gpu_check_programs.sequence),
-    "softmax": Part("the suite of output layers", 30, gpu_check_programs.softmax),
+    "sequence": Part("the suite of layers, beside its peers", 65, gpu_check_programs.sequence),
+    "softmax": Part("output layers: kernels, suite", 50, gpu_check_softmax.softmax),
     "sanitizer": Part("compute-sanitizer over small calls", 45, gpu_check_programs.sanitizer),
 }
-"""In this order: what a later session needs most comes first. Eight files, 460 seconds."""
+"""In this order: what a later session needs most comes first. Eight files, 480 seconds."""
 
 GRACE = 15  # seconds that a part has to end in good order
 

@@ -6,14 +6,15 @@ run on a GPU.
 
 import argparse
 import shutil
-from itertools import product
+from collections.abc import Iterable
 from pathlib import Path
 
 from fusedrnn.cells import CELLS
 
+from . import gpu_check_softmax
 from .environment import ROOT
 from .gpu_check import Record, load
-from .gpu_check_kernels import DTYPES, KERNELS, STEPWISE
+from .gpu_check_kernels import KERNELS, cells, dtypes
 from .markdown import grid
 from .results import FOLDER, ResultsError
 
@@ -33,26 +34,34 @@ compiled for GPUs and its numbers have been checked without one; it has not been
 """
 AFTER = """\
 Each row stands for every cell: {cells}.
+The cluster kernel has all of them but `gru_reset_before`, whose second product it lacks.
 
 - **host**: the CUDA source itself, compiled by g++ with every CUDA thread as a fiber, against
-  float64 under the error rule (`tests/test_cuda_host.py`): every option, sizes across every tile
-  border, random orders of threads and CTAs, NaN around every buffer. What tensor cores do is done
-  lane by lane, as the instructions define it. It cannot show what a GPU's memory system, scheduler
-  or compiler does.
-- **compiled**: stepwise CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, no register spilled
+  float64 under the error rule (`tests/test_cuda_host.py`, `tests/test_cluster_host.py`): every
+  option, sizes across every tile border, random orders of threads, CTAs and of what CTAs send each
+  other, NaN around every buffer. What tensor cores do is done lane by lane, as the instructions
+  define it. It cannot show what a GPU's memory system, scheduler or compiler does.
+- **compiled**: stepwise CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, cluster CUDA for sm_90a
+  and sm_100 (elsewhere it is empty, and the planner never picks it), no register spilled
   ([kernel-table.md](kernel-table.md), `tests/test_cuda_compile.py`); Triton offline for the
   architectures named in `tests/test_triton_compile.py`.
 - **interpreter**: Triton's own, on the CPU (`tests/test_triton.py`).
 - **gradcheck**: numerical derivatives of the very kernel, in float64.
+"""
+OUTPUTS = """\
+## Output layers
 
-Output layers have no GPU kernel yet: on a GPU the reference implementation serves them.
+Each row stands for a flat, a two-level and a Huffman tree. Shown without a GPU as above
+(`tests/test_softmax_host.py`, `tests/test_triton_softmax.py`). These kernels compute the loss and
+its gradients, dense and row-sparse. There is a CUDA kernel for the log-probabilities of all words
+too, no Triton one; `topk` and `sample` on a GPU are torch's own operators over these.
 """
 CHANGES = """\
 ## How a row changes
 
 On a machine with a card, a CUDA build of torch and a build of this package with CUDA kernels:
 
-    python -m benchmarks gpu-check --out checked    # 8 minutes; --part stepwise alone: one
+    python -m benchmarks gpu-check --out checked    # 8 minutes; --part cuda alone: one
     python -m benchmarks gpu-status --add checked   # records the files and writes this page
 
 `gpu-check` holds every cell and dtype of every kernel to the error rule against float64 and asks
@@ -115,15 +124,28 @@ def records(folder: Path = RECORDED) -> list[Record]:
 def page(found: list[Record]) -> str:
     """docs/gpu-status.md."""
     head = f"# What has run on a GPU\n\n{SOMETHING if found else NOTHING}"
+    cells = ",\n".join(wrapped([f"`{name}`" for name in CELLS]))
+    after = AFTER.format(cells=cells)
+    outputs = [OUTPUTS, table(found, gpu_check_softmax.KERNELS)]
+    return "\n".join([head, table(found, KERNELS), after, *outputs, *checks(found), CHANGES])
+
+
+def table(found: list[Record], kernels: Iterable[str]) -> str:
+    """A row for each kernel, dtype and direction."""
     heads = ["kernel", "dtype", "direction", "on a GPU", "shown without one"]
     body = [
         [kernel, dtype, direction, status(found, kernel, dtype, direction), without(kernel, dtype)]
-        for kernel, dtype, direction in product(KERNELS, DTYPES, DIRECTIONS)
+        for kernel in kernels
+        for dtype in dtypes(kernel)
+        for direction in DIRECTIONS
     ]
-    cells = ",\n".join(wrapped([f"`{name}`" for name in CELLS]))
     rows = "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *body])
-    parts = [head, f"{rows}\n", AFTER.format(cells=cells), *checks(found), CHANGES]
-    return "\n".join(parts)
+    return f"{rows}\n"
+
+
+def every(kernel: str) -> tuple[str, ...]:
+    """The cells or trees that a kernel has."""
+    return gpu_check_softmax.TREES if kernel in gpu_check_softmax.KERNELS else cells(kernel)
 
 
 def wrapped(names: list[str]) -> list[str]:
@@ -133,9 +155,10 @@ def wrapped(names: list[str]) -> list[str]:
 
 def without(kernel: str, dtype: str) -> str:
     """What has been shown of a kernel on machines without a GPU."""
-    if kernel != STEPWISE:
+    if "Triton" in kernel:
         return "interpreter, compiled"
-    return "host, gradcheck, compiled" if dtype == "float64" else "host, compiled"
+    checked = dtype == "float64" and kernel != gpu_check_softmax.ALL_WORDS
+    return "host, gradcheck, compiled" if checked else "host, compiled"
 
 
 def where(one: Record) -> str:
@@ -154,18 +177,20 @@ def status(found: list[Record], kernel: str, dtype: str, direction: str) -> str:
         ]
         if mine:
             cards.setdefault(one.environment["gpu"], (one, mine))
-    return "; ".join(f"{where(one)}: {outcome(mine)}" for one, mine in cards.values()) or NEVER
+    said = (f"{where(one)}: {outcome(mine, every(kernel))}" for one, mine in cards.values())
+    return "; ".join(said) or NEVER
 
 
-def outcome(entries: list[dict[str, object]]) -> str:
+def outcome(entries: list[dict[str, object]], every: tuple[str, ...]) -> str:
     """The entries of one kernel, dtype and direction in a few words."""
     bad = [e for e in entries if e["status"] != "ok"]
     if bad:
         what = sorted({f"{e['cell']} {e['status']}" for e in bad})
         return f"**{', '.join(what)}**"
-    cells = {e["cell"] for e in entries}
+    tried = {e["cell"] for e in entries}
     worst = max(e["error"] / e["bound"] for e in entries)
-    some = "" if cells == set(CELLS) else f" ({len(cells)} of {len(CELLS)} cells)"
+    what = "cells" if tried <= set(CELLS) else "trees"
+    some = "" if tried == set(every) else f" ({len(tried)} of {len(every)} {what})"
     return f"ok{some}, error at most {worst:.2f} of what is allowed"
 
 

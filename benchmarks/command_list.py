@@ -5,7 +5,7 @@ import textwrap
 
 from fusedrnn.cells import CELLS
 
-from .case import LAYOUTS, MODES, OPS
+from .case import COUNTS, LAYOUTS, MODES, OPS
 from .peers import PEERS
 from .suites import SUITES
 
@@ -34,13 +34,14 @@ def main(options: argparse.Namespace) -> int:
     _section("Cells (--cell)", {name: f"gates {', '.join(c.gates)}" for name, c in CELLS.items()})
     _section("Modes (--mode)", MODES)
     _section("Layouts (--layout)", LAYOUTS)
+    _section("Counts of words (--counts)", COUNTS)
     for title, here in (("Peers that can run here (--peer)", True), ("Peers that cannot", False)):
         entries = {}
         for name, peer in PEERS.items():
             missing = peer.missing()
             if (missing is None) == here:
                 text = f"{'/'.join(peer.ops)}: {peer.what}" if here else f"{missing}"
-                entries[name] = text + (f". {peer.note}" if peer.note else "")
+                entries[name] = text + (f"; {peer.note}" if peer.note else "")
         if entries:
             _section(title, entries)
     return 0

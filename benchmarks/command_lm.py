@@ -6,6 +6,7 @@ and hierarchical output layers have those, the full softmax has the dense ones i
 """
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from . import corpus as corpora
 from . import environment, lm, lm_time
 from .case import CaseError
-from .command_run import several
+from .command_run import kept, several
 from .demo import Run as Training
 from .demo import UsageError, chosen_device, positive, train
 from .results import FOLDER, Run
@@ -175,32 +176,33 @@ def main(options: argparse.Namespace) -> int:
     trainers = [trainer(row, corpus, options, device, steps, weights) for row in rows]
     suite = "table3" if options.table3 else "lm"
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    run = Run(suite, created, options.typed, environment.describe(device.type))
+    run = Run(suite, created, typed(options), environment.describe(device.type))
     facts = run.environment
     if options.record and facts["dirty"]:
         raise CaseError("--record names the file after the commit: commit your changes first")
     print(f"{corpus.name}: {len(corpus.train):,} training tokens, V = {len(corpus.words):,}; "
           f"{steps:,} steps of {options.batch} x {options.bptt} for each of {len(rows)} rows; "
           f"{facts['threads']} threads", flush=True)  # fmt: skip
-    training = Training(corpus, rows, trainers, steps)
+    training, others = Training(corpus, rows, trainers, steps), environment.Others()
     try:
         train(training, options.minutes)
     except KeyboardInterrupt:
         training.note = "interrupted"
         return 130
     run.lm = content(training, options)
-    run.environment["clock_at_end"] = environment.clock()
+    run.environment |= {"clock_at_end": environment.clock(), "others": others.share()}
     name = f"{created[:10]}-{facts['commit']}-{suite}.json"
     recorded = FOLDER / str(facts["slug"]) / name
     out = recorded if options.record else options.out or Path(f"bench-{suite}.json")
     run.save(out)
     show(run)
-    print(f"\nEverything measured: {out}")
-    if options.record:
+    stays = kept(run, out, options.record)
+    print(f"\nEverything measured: {stays}")
+    if options.record and stays == out:
         from . import markdown
 
         markdown.update()
-    return 0
+    return int(stays != out)
 
 
 def read(options: argparse.Namespace) -> corpora.Corpus:
@@ -210,6 +212,14 @@ def read(options: argparse.Namespace) -> corpora.Corpus:
     else:
         name, text = "CPython's language reference", corpora.reference_text()
     return corpora.build(name, text, size=options.vocabulary)
+
+
+def typed(options: argparse.Namespace) -> str:
+    """The command without the folder of the corpus: it goes into the results, and the docs."""
+    if not options.corpus:
+        return options.typed
+    path, name = (shlex.quote(text) for text in (options.corpus, Path(options.corpus).name))
+    return options.typed.replace(path, name)
 
 
 def show(run: Run) -> None:

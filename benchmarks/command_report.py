@@ -6,9 +6,11 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
+from . import command_lm
 from . import report_page as pages
 from . import report_plots as plots
 from .case import MODES
+from .peers import PEERS
 from .results import Run, load
 from .table import LEGEND, not_timed, summary
 
@@ -49,13 +51,45 @@ def clouds(run: Run) -> list[str]:
         "GFLOP/s below what the machine can do (the line)": plots.roofline(run),
         "Error beside speed; 100% is what the error rule allows": plots.errors(run),
         "Memory; below the line: less than the baseline": plots.memory(run),
-        "Perplexity against speed": plots.trade_off(run),
     }
     return [f"<h3>{escape(head)}</h3>{figure}" for head, figure in figures.items() if figure]
 
 
+def trained(run: Run) -> str:
+    """All sections of a run of ``lm``."""
+    heads, *body = command_lm.table(run.lm)
+    lines = [*command_lm.goals(run.lm), str(run.lm["note"])]
+    told = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+    head = "".join(f"<th>{escape(word)}</th>" for word in heads)
+    rows = ("".join(f"<td>{escape(word)}</td>" for word in line) for line in body)
+    table = f"<tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows)
+    note = "Milliseconds of a step: recurrence, output layer, the rest."
+    return "\n".join(
+        (
+            told,
+            pages.facts(run),
+            section("Perplexity against speed", "", plots.trade_off(run)),
+            f'<section><h2>Every row</h2><p class="note">{note}</p>'
+            f'<div class="scroll"><table>{table}</table></div></section>',
+        )
+    )
+
+
+def sides(run: Run) -> str:
+    """What each peer's timed call computes."""
+    names = dict.fromkeys(row.peer for row in run.rows if row.status == "ok" and row.peer in PEERS)
+    listed = "".join(f"<dt>{escape(n)}</dt><dd>{escape(PEERS[n].what)}</dd>" for n in names)
+    return f"<section><h2>What each side computes</h2><dl>{listed}</dl></section>"
+
+
 def one(run: Run) -> str:
     """All sections of one run."""
+    head = f"<h2>{escape(run.suite)} on {escape(str(run.environment.get('slug')))}</h2>"
+    return head + (trained(run) if run.lm else measured(run))
+
+
+def measured(run: Run) -> str:
+    """All sections of a run of ``run``."""
     groups = list(run.by_case())
     speed = []
     for op in dict.fromkeys(case.op for case, _ in groups):
@@ -72,7 +106,6 @@ def one(run: Run) -> str:
     legend = re.sub(r"(?m)^(\S+)  +", r"<br><b>\1</b> ", escape(LEGEND)).removeprefix("<br>")
     return "\n".join(
         (
-            f"<h2>{escape(run.suite)} on {escape(str(run.environment.get('slug')))}</h2>",
             paragraphs(run),
             pages.facts(run),
             section("Speed-up", SPEED_NOTE, *speed),
@@ -80,6 +113,7 @@ def one(run: Run) -> str:
             section("Ceilings, errors, memory", "Each point is a row.", *clouds(run)),
             f'<section><h2>Every row</h2><p class="note">{legend}</p>{pages.table(run)}'
             f"<ul>{missing}</ul></section>",
+            sides(run),
         )
     )
 

@@ -1,9 +1,11 @@
 """``run``: measures a suite, or the cases that the options describe; prints a table, writes JSON.
 
-Exit status 1 if a row of ours is wrong or failed, 130 after Ctrl-C, which keeps what was measured.
+Exit status 1 if a row of ours is wrong or failed, or the machine was too busy to record, 130 after
+Ctrl-C, which keeps what was measured.
 """
 
 import argparse
+import shutil
 import time
 from itertools import product
 from pathlib import Path
@@ -12,7 +14,18 @@ import torch
 
 from . import environment, runner, table
 from .base import Base, checkout
-from .case import DTYPES, LAYOUTS, MODES, OPS, Case, CaseError, parse_shape
+from .case import (
+    COUNTS,
+    DTYPES,
+    INFERENCE_ONLY,
+    LAYOUTS,
+    MODES,
+    OPS,
+    WORD_OPS,
+    Case,
+    CaseError,
+    parse_shape,
+)
 from .peers import PEERS
 from .progress import Progress
 from .results import FOLDER, Run
@@ -43,6 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--bidirectional", action="store_true", help="two directions, of a case described here")
     add("--no-bias", action="store_true", help="without biases, of a case described here")
     add("--layout", choices=tuple(LAYOUTS), default="padded", help="of a case described here")
+    add("--counts", choices=tuple(COUNTS), default="zipf", help="of a case described here")
     add("--peer", type=several, default=[], metavar="NAMES", help="only these, beside ours; 'all'")
     add("--base", metavar="GIT-REF", help="another commit of ours as one more peer")
     add("--seconds", type=float, help="of samples for each peer of a case")
@@ -113,12 +127,12 @@ def described(options: argparse.Namespace) -> list[Case]:
             "--op, --cell, --mode, --dtype"
         )
     op = options.op[0] if options.op else "softmax" if "V=" in options.shape[0] else "sequence"
-    cells = options.cell or ([""] if op == "softmax" else ["lstm"])
-    modes = options.mode or (["infer"] if op == "decode" else ["fwdbwd"])
+    cells = options.cell or ([""] if op in WORD_OPS else ["lstm"])
+    modes = options.mode or (["infer"] if op in INFERENCE_ONLY else ["fwdbwd"])
     shapes = [parse_shape(text, op) for text in options.shape]
     return [
         Case(op, cell, mode, shape, dtype, options.device or "cpu", options.layers,
-             options.bidirectional, not options.no_bias, options.layout)
+             options.bidirectional, not options.no_bias, options.layout, options.counts)
         for dtype, mode, shape, cell in product(options.dtype or ["float32"], modes, shapes, cells)
     ]  # fmt: skip
 
@@ -152,6 +166,22 @@ def output(options: argparse.Namespace, run: Run) -> Path:
     return FOLDER / str(facts["slug"]) / f"{run.created[:10]}-{facts['commit']}-{run.suite}.json"
 
 
+def kept(run: Run, out: Path, record: bool) -> Path:
+    """Where the file stays: what a busy machine gave is not recorded, but moved here."""
+    share = run.environment["others"]
+    if share is None or share <= environment.QUIET:
+        return out
+    text = (
+        f"\nOther processes took {share:.0%} of the processors' time, which can spoil all figures"
+    )
+    if record:
+        here = Path(f"bench-{run.suite}.json")
+        shutil.move(out, here)
+        out, text = here, f"{text}: nothing is recorded"
+    print(f"{text}. Measure again when they have ended.")
+    return out
+
+
 def main(options: argparse.Namespace) -> int:
     """Measure."""
     cases = chosen_cases(options)
@@ -177,7 +207,7 @@ def main(options: argparse.Namespace) -> int:
     run.rows = plan.rows()
     run.peaks = environment.peaks(device)
     heading(run)
-    interrupted = False
+    interrupted, others = False, environment.Others()
     try:
         runner.execute(plan, run, out, Progress(len(cases)))
     except KeyboardInterrupt:
@@ -185,15 +215,16 @@ def main(options: argparse.Namespace) -> int:
     finally:
         if base:
             base.close()
-    run.environment["clock_at_end"] = environment.clock()
+    run.environment |= {"clock_at_end": environment.clock(), "others": others.share()}
     run.save(out)
-    conclude(run, out, interrupted)
-    if options.record and not interrupted:
+    stays = kept(run, out, options.record)
+    conclude(run, stays, interrupted)
+    if options.record and stays == out and not interrupted:
         from . import markdown
 
         markdown.update()
     bad = any(row.ours and row.status in ("wrong", "failed") for row in run.rows)
-    return 130 if interrupted else int(bad)
+    return 130 if interrupted else int(bad or stays != out)
 
 
 def heading(run: Run) -> None:

@@ -4,8 +4,6 @@ A GPU is at hand rarely and briefly. So every part is a process of its own with 
 one loses nothing of the others, and what was seen is on disk before the next thing is tried.
 """
 
-import json
-import os
 import shutil
 import subprocess
 import time
@@ -19,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from . import environment
-from .results import ResultsError
+from .results import read, write
 
 SCHEMA = 1
 BAD = ("wrong", "failed")
@@ -54,12 +52,7 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        content = {"schema": SCHEMA, "kind": "gpu-check"} | asdict(self)
-        lines = ",\n  ".join(json.dumps(entry) for entry in content.pop("entries"))
-        text = f'{json.dumps(content, indent=1)[:-2]},\n "entries": [\n  {lines}\n ]\n}}\n'
-        fresh = path.with_name(path.name + ".part")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        write(path, {"schema": SCHEMA, "kind": "gpu-check"} | asdict(self), "entries")
 
     @property
     def bad(self) -> list[dict[str, object]]:
@@ -73,16 +66,7 @@ def load(path: str | Path) -> Record:
     Raises:
         ResultsError: it cannot be read, or is of another kind or schema.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ResultsError(f"{path}: no JSON ({error})") from error
-    if not isinstance(content, dict) or content.pop("kind", "") != "gpu-check":
-        raise ResultsError(f"{path}: not a result of gpu-check")
-    if content.pop("schema") != SCHEMA:
-        raise ResultsError(f"{path}: of another schema than {SCHEMA}")
+    content = read(path, "a result of gpu-check", kind="gpu-check", schema=SCHEMA)
     return Record(**content)
 
 

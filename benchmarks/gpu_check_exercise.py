@@ -1,6 +1,7 @@
 """Small calls of every CUDA kernel, for compute-sanitizer: ``python -m ... DEVICE``.
 
-Two tiles of rows and of units, rows of unequal length, both directions of time, a projection.
+Two tiles of rows and of units, rows of unequal length, both directions of time, a projection; the
+loss and all words over two trees.
 """
 
 import sys
@@ -20,6 +21,7 @@ def main(device: str) -> int:
         lambda **k: fusedrnn.RNN(5, 19, **k),
     ]
     lengths = torch.arange(33, device=device) % 3 + 1
+    counts = range(100, 0, -1)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for make in makers:
             layer = make(device=device, dtype=dtype)
@@ -27,6 +29,12 @@ def main(device: str) -> int:
             with fusedrnn.backend("cuda" if device == "cuda" else "auto"):
                 y, _ = layer(x, lengths=lengths)
                 y.square().sum().backward()
+        for tree in (fusedrnn.Hierarchy.classes(counts), fusedrnn.Hierarchy.huffman(counts)):
+            layer = fusedrnn.HierarchicalSoftmax(19, tree, device=device, dtype=dtype)
+            x = torch.randn(70, 19, device=device, dtype=dtype, requires_grad=True)
+            with fusedrnn.backend("cuda" if device == "cuda" else "auto"):
+                layer(x, torch.arange(70, device=device) % 60).loss.backward()
+                layer.log_prob(x[:3]).square().sum().backward()
     if device == "cuda":
         torch.cuda.synchronize()
     return 0

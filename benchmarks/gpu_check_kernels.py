@@ -5,9 +5,10 @@ The error rule is that of the tests (verify.py). The same call three times must 
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 import torch
@@ -20,41 +21,79 @@ from . import gpu_check
 from .case import Case
 from .contender import classify
 from .peers import PEERS
-from .problems import Sequence, problem, results
+from .problems import Problem, Sequence, problem, results
 from .task import Results
 from .verify import allowed, rule
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-STEPWISE, WHOLE, STEP = "stepwise CUDA", "Triton whole-sequence", "Triton per-step"
-KERNELS = {STEPWISE: "cuda", WHOLE: "triton", STEP: "triton"}
+STEPWISE, CLUSTER = "stepwise CUDA", "cluster CUDA"
+WHOLE, STEP = "Triton whole-sequence", "Triton per-step"
+KERNELS = {STEPWISE: "cuda", CLUSTER: "cuda", WHOLE: "triton", STEP: "triton"}
 """Every kernel of docs/gpu-status.md, and the backend that runs it."""
 
+Shape = tuple[int, int, int, int]
+ASKED = "FUSEDRNN_CUDA_KERNEL"
+"""The variable that asks for a CUDA kernel by name, where the planner would choose."""
 
-def sizes(kernel: str, cell: str, dtype: str, device: str) -> tuple[int, ...]:
+
+def dtypes(kernel: str) -> tuple[str, ...]:
+    """Those that a kernel has."""
+    return tuple(d for d in DTYPES if kernel != CLUSTER or d.endswith("16"))
+
+
+def cells(kernel: str) -> tuple[str, ...]:
+    """Those that a kernel has."""
+    return tuple(name for name, cell in CELLS.items() if kernel != CLUSTER or not cell.second)
+
+
+def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:
     """T, B, I, H: over more than one tile of rows and units, and not a multiple of any."""
+    if kernel == CLUSTER:  # the second needs 16 CTAs, and has W_hh in shared memory too
+        return [(33, 37, 24, 129), (17, 9, 24, 602)]
     if kernel != WHOLE:
-        return 33, 37, 24, 129
+        return [(33, 37, 24, 129)]
     shared = triton_plan.shared_memory(torch.device(device)) if device == "cuda" else 227 << 10
     for units in (128, 64, 32, 16):
         shape = triton_plan.Shape(cell, getattr(torch, dtype), 37, units)
         if triton_plan.plan(shape, shared).whole:
-            return 33, 37, 24, units - 3
+            return [(33, 37, 24, units - 3)]
     raise RuntimeError(f"no size of {cell} in {dtype} fits the whole-sequence kernel")
 
 
 def cases(kernel: str, cell: str, dtype: str, device: str) -> list[Case]:
     """One direction; then both, rows of unequal length, as the kernel's own options go."""
-    shape = sizes(kernel, cell, dtype, device)
     options = {"dtype": dtype, "device": device}
-    ragged = Case(
-        "sequence", cell, "fwdbwd", shape, layout="lengths", bidirectional=True, **options
-    )
-    return [Case("sequence", cell, "fwdbwd", shape, **options), ragged]
+    both = {"layout": "lengths", "bidirectional": True}
+    return [
+        Case("sequence", cell, "fwdbwd", shape, **extra, **options)
+        for shape in sizes(kernel, cell, dtype, device)
+        for extra in ({}, both)
+    ]
+
+
+@contextmanager
+def asking_for(kernel: str) -> Iterator[None]:
+    """The planner's choice among the CUDA kernels, made here."""
+    before = os.environ.pop(ASKED, None)
+    if KERNELS[kernel] == "cuda":
+        os.environ[ASKED] = kernel.removesuffix(" CUDA")
+    try:
+        yield
+    finally:
+        os.environ.pop(ASKED, None)
+        if before is not None:
+            os.environ[ASKED] = before
 
 
 def judged(got: Results, of: Sequence) -> dict[str, tuple[float, float, str]]:
     """For each direction, the error nearest to its bound: error, bound, tensor."""
-    truth, yardstick = of.judge("")
+    return worst_errors(got, *of.judge(""), of)
+
+
+def worst_errors(
+    got: Results, truth: Results, yardstick: Results, of: Problem
+) -> dict[str, tuple[float, float, str]]:
+    """Likewise by this truth, and by torch's own operators in the dtype."""
     worst: dict[str, tuple[float, float, str]] = {}
     for name, value in got.items():
         error = rule.error(value, truth[name])
@@ -77,7 +116,7 @@ def check(kernel: str, case: Case, backend: str) -> list[dict[str, object]]:
         task = PEERS["fusedrnn"].build(of)
 
         def once() -> Results:
-            with fusedrnn.backend(backend):
+            with fusedrnn.backend(backend), asking_for(kernel):
                 return results(task, of)
 
         got, *again = once(), once(), once()
@@ -97,7 +136,9 @@ def check(kernel: str, case: Case, backend: str) -> list[dict[str, object]]:
     ]
 
 
-OURS = re.compile(r"(?:fusedrnn::(?:\w+::)*)?((?:whole|forward|backward|operand|project)_?\w+)\b")
+OURS = re.compile(
+    r"(?:fusedrnn::(?:\w+::)*)?((?:whole|cluster|forward|backward|operand|project|softmax)_?\w+)\b"
+)
 """The kernels of csrc/cuda and fusedrnn/triton by their names in a profile."""
 
 
@@ -112,13 +153,13 @@ def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) 
 
     With ``workers`` the cases are spread over as many processes: Triton compiles for seconds.
     """
-    cells = ("lstm",) if run.dry else tuple(CELLS)
-    dtypes = ("float64", "bfloat16") if run.dry else DTYPES
+    tried = ("float64", "bfloat16") if run.dry else DTYPES
     todo = [
         (kernel, case, "auto" if run.dry else KERNELS[kernel])
-        for cell in cells
-        for dtype in dtypes
+        for cell in (("lstm",) if run.dry else CELLS)
+        for dtype in tried
         for kernel in kernels
+        if cell in cells(kernel) and dtype in dtypes(kernel)
         for case in cases(kernel, cell, dtype, run.device)
     ]
     if run.dry or not workers:
@@ -138,9 +179,9 @@ def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def stepwise(run: gpu_check.Run) -> None:
-    """The CUDA kernels."""
-    run_kernels(run, (STEPWISE,))
+def cuda(run: gpu_check.Run) -> None:
+    """The CUDA kernels: what runs everywhere first; where there are no clusters, a refusal."""
+    run_kernels(run, (STEPWISE, CLUSTER))
 
 
 def triton(run: gpu_check.Run) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import command_lm, report_plots
-from .case import Case
+from .case import WORD_OPS, Case
 from .environment import ROOT
 from .report_page import DEFS
 from .results import Row, Run, load, newest, ratio
@@ -21,6 +21,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 FIGURES = ROOT / "docs" / "figures"
 MARKED = re.compile(r"(<!-- benchmarks: ([\w-]+) -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 NAMES = {"gru": "GRU", "lstm": "LSTM", "rnn_tanh": "RNN tanh"}
+TASKS = {"softmax": "loss", "log_prob": "all words scored", "topk": "ten best words"}
 
 
 def grid(heads: list[str], body: list[list[str]]) -> str:
@@ -73,18 +74,30 @@ def layers(run: Run) -> str:
 
 
 def outputs(run: Run) -> str:
-    """Output layers beside the full softmax."""
+    """Training steps of output layers beside the full softmax."""
+    return _of_words(run, lambda case: case.mode == "fwdbwd" and case.counts == "zipf")
+
+
+def scores(run: Run) -> str:
+    """The same over uniform words, and inference."""
+    return _of_words(run, lambda case: case.mode == "infer" or case.counts != "zipf")
+
+
+def _of_words(run: Run, wanted: Callable[[Case], bool]) -> str:
+    """A line for each timed row of the wanted cases."""
     body = []
     for case, rows in run.by_case():
         base = next((row for row in rows if row.baseline), None)
-        if case.op == "softmax" and case.mode == "fwdbwd" and base:
-            V, H, N = case.shape
-            for row in rows:
-                if row.status == "ok" and not row.twin:
-                    again = "1" if row is base else speed(base, row, rows)
-                    body.append([f"V = {V:,}, H = {H}, N = {N:,}", row.peer, _ms(row), again])
-    heads = ["sizes", "output layer", "ms, forward and backward", "speed-up"]
-    return f"{grid(heads, body)}\n\n{source(run)}."
+        if case.op not in WORD_OPS or not wanted(case) or not base:
+            continue
+        V, H, N = case.shape
+        sizes = f"V = {V:,}, H = {H}, N = {N:,}"
+        what = ", ".join(filter(None, (f"{TASKS[case.op]}: {sizes}", case.options)))
+        for row in rows:
+            if row.status == "ok" and not row.twin:
+                again = "1" if row is base else speed(base, row, rows)
+                body.append([what, row.peer, _ms(row), again])
+    return f"{grid(['case', 'output layer', 'ms', 'speed-up'], body)}\n\n{source(run)}."
 
 
 def others(run: Run) -> str:
@@ -93,7 +106,7 @@ def others(run: Run) -> str:
     for case, rows in run.by_case():
         special = case.options or case.cell not in TORCH_CELLS or case.op == "decode"
         mine = next((r for r in rows if r.ours and r.status == "ok" and not r.twin), None)
-        if case.op == "softmax" or not special or mine is None:
+        if case.op in WORD_OPS or not special or mine is None:
             continue
         base = next((row for row in rows if row.baseline), None)
         value = (
@@ -116,19 +129,28 @@ def sentences(run: Run) -> str:
 def language_models(run: Run) -> str:
     """Tokens per second and perplexity."""
     heads, *body = command_lm.table(run.lm)
-    note = (
-        f"{run.lm['corpus']}, {run.lm['train_tokens']:,} training tokens, V = {run.lm['words']:,}"
-    )
-    return f"{grid(heads, body)}\n\n{note}; {source(run)}. `{run.command}`"
+    found = run.lm
+    settings = "batch {batch} x {bptt} steps, H = {hidden}".format_map(found["settings"])
+    note = f"{found['corpus']}, {found['train_tokens']:,} training tokens, V = {found['words']:,}"
+    note = f"{note}; {settings}; {source(run)}. `{run.command}`"
+    reached = "".join(f"\n- {line}" for line in [*command_lm.goals(found), found["note"]] if line)
+    return f"{grid(heads, body)}\n\n{note}\n{reached}"
+
+
+def trade_off(run: Run) -> str:
+    """The same with its drawing."""
+    drawn = "![Perplexity against tokens per second](figures/table3.svg)"
+    return f"{language_models(run)}\n\n{drawn}"
 
 
 TABLES: dict[str, tuple[str, Callable[[Run], str]]] = {
     "layers": ("cpu", layers),
     "outputs": ("cpu", outputs),
+    "scores": ("softmax", scores),
     "others": ("cpu", others),
     "summary": ("cpu", sentences),
     "lm": ("lm", language_models),
-    "table3": ("table3", language_models),
+    "table3": ("table3", trade_off),
 }
 """For each name, the suite whose newest recorded run it is made from, and how."""
 

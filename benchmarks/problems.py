@@ -4,6 +4,7 @@ Truth is the float64 reference. The yardstick is torch's own operator in the cas
 torch has none, the same equations as torch operators.
 """
 
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, logsigmoid
 
 import fusedrnn
+from fusedrnn import softmax_reference
+from fusedrnn._trees import Tree
 from fusedrnn.cells import CELLS
 from fusedrnn.layer import RecurrentLayer
 
 from .case import Case
-from .task import Results, Task
+from .task import Results, Task, Unsupported
 
 OURS = {
     "lstm": fusedrnn.LSTM,
@@ -67,8 +70,6 @@ class Sequence:
         lengths: int64 ``[B]``, or None.
     """
 
-    main = "y"
-
     def __init__(self, case: Case) -> None:
         self.case = case
         T, B, I, H = case.shape
@@ -111,6 +112,10 @@ class Sequence:
         """Truth and yardstick, computed once."""
         return self._judged
 
+    def comparable(self, got: Results, kind: str) -> Results:
+        """Outputs as they are."""
+        return got
+
     @cached_property
     def _judged(self) -> tuple[Results, Results]:
         case, wide = self.case, self._reference(torch.float64)
@@ -134,16 +139,18 @@ class Sequence:
             return results(run, self, dtype)
 
 
+TOP = 10
+"""The words that ``topk`` asks for."""
+
+
 class Softmax:
-    """The problem of a ``softmax`` case: tokens with a Zipf distribution, as words have.
+    """The problem of a ``softmax`` case: tokens drawn by the words' counts.
 
     Attributes:
         x: ``[N, H]``.
         target: int64 ``[N]``.
-        counts: of the words, falling as 1 / rank. ``[V]``.
+        counts: of the words, as 1 / rank or all alike. ``[V]``.
     """
-
-    main = "loss"
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -151,11 +158,13 @@ class Softmax:
         random = torch.Generator().manual_seed(V + H * 101 + N * 1009)
         like = {"device": case.device, "dtype": case.torch_dtype}
         self.counts = 1e6 / torch.arange(1, V + 1)
+        if case.counts == "uniform":
+            self.counts.fill_(1e6 / V)
         self.x = torch.randn(N, H, generator=random).to(**like)
         target = torch.multinomial(self.counts, N, replacement=True, generator=random)
         self.target = target.to(case.device)
         self._trees: dict[str, fusedrnn.Hierarchy] = {}
-        self._judged: dict[str, tuple[Results, Results]] = {}
+        self._judged: dict[object, object] = {}
 
     @cached_property
     def leaf(self) -> Tensor:
@@ -185,14 +194,41 @@ class Softmax:
         return tuple(((2 * d - 1) / H**0.5).to(**like) for d in draw)
 
     def judge(self, kind: str) -> tuple[Results, Results]:
-        """Truth and yardstick of one tree, computed once; ``kind`` may end in `` without bias``."""
+        """Truth and yardstick of one model, computed once.
+
+        ``kind`` is that of a tree, which may end in `` without bias``, or ``adaptive``.
+        """
         if kind not in self._judged:
+            run = self._of_torchs if kind == "adaptive" else self._of_tree
             self._judged[kind] = tuple(
-                self._by_paths(kind, dtype) for dtype in (torch.float64, self.case.torch_dtype)
+                run(kind, dtype) for dtype in (torch.float64, self.case.torch_dtype)
             )
         return self._judged[kind]
 
-    def _by_paths(self, kind: str, dtype: torch.dtype) -> Results:
+    def comparable(self, got: Results, kind: str) -> Results:
+        """Outputs as they are."""
+        return got
+
+    def adaptive(self, make: Callable[..., nn.Module], dtype: torch.dtype) -> nn.Module:
+        """torch's or our adaptive softmax, clusters at V/50, V/10, V/2, always the same weights.
+
+        Raises:
+            Unsupported: there are too few words or features for its clusters.
+        """
+        V, H, _ = self.case.shape
+        if V < 200 or H < 64:
+            raise Unsupported(f"V is {V}, H is {H}; its clusters need at least 200 and 64")
+        torch.manual_seed(0)
+        module = make(H, V, [V // 50, V // 10, V // 2])
+        return module.to(self.case.device, self.case.torch_dtype).to(dtype)
+
+    def _of_torchs(self, kind: str, dtype: torch.dtype) -> Results:
+        module = self.adaptive(nn.AdaptiveLogSoftmaxWithLoss, dtype)
+        x = self.x.to(dtype, copy=True).requires_grad_(self.case.mode != "infer")
+        leaves = {"x": x} | dict(module.named_parameters())
+        return results(Task(lambda: {"loss": module(x, self.target).loss}, leaves), self)
+
+    def _of_tree(self, kind: str, dtype: torch.dtype) -> Results:
         biased = not kind.endswith(" without bias")
         tree = self.tree(kind.removesuffix(" without bias"))
         weight, bias = (w.to(dtype, copy=True) for w in self.weights(tree.rows))
@@ -211,12 +247,55 @@ class Softmax:
         return results(Task(forward, leaves), self)
 
 
+class Scores(Softmax):
+    """The problem of a ``log_prob`` or ``topk`` case: the same numbers, all words scored.
+
+    Outputs are ``log_prob``, ``[N, V]`` or ``[N, TOP]``, and of ``topk`` the ``words`` too.
+    """
+
+    def answer(self, every: Tensor) -> Results:
+        """What the case asks for, from the log-probabilities of all words ``[N, V]``."""
+        if self.case.op == "log_prob":
+            return {"log_prob": every}
+        values, words = every.topk(TOP, 1)
+        return {"log_prob": values, "words": words}
+
+    def judge(self, kind: str) -> tuple[Results, Results]:
+        """Truth and yardstick of one model; words count as what they are worth."""
+        every = self._every(kind, torch.float64), self._every(kind, self.case.torch_dtype)
+        return tuple(self.comparable(self.answer(scores), kind) for scores in every)
+
+    def comparable(self, got: Results, kind: str) -> Results:
+        """Words as their log-probabilities in float64: of equals, either may come first."""
+        if "words" not in got:
+            return got
+        return got | {"words": self._every(kind, torch.float64).gather(1, got["words"])}
+
+    def _every(self, kind: str, dtype: torch.dtype) -> Tensor:
+        if (kind, dtype) not in self._judged:
+            with torch.no_grad():
+                self._judged[kind, dtype] = self._log_prob(kind, dtype)
+        return self._judged[kind, dtype]
+
+    def _log_prob(self, kind: str, dtype: torch.dtype) -> Tensor:
+        x = self.x.to(dtype)
+        if kind == "adaptive":
+            return self.adaptive(nn.AdaptiveLogSoftmaxWithLoss, dtype).log_prob(x)
+        tree = self.tree(kind)
+        weight, bias = (w.to(dtype) for w in self.weights(tree.rows))
+        if kind == "flat":
+            return log_softmax(linear(x, weight, bias), 1)
+        tensors = Tree(**{name: t.to(x.device) for name, t in tree.tensors().items()})
+        return softmax_reference.log_prob(x, weight, bias, tensors, tree.depth).to(dtype)
+
+
 Problem = Sequence | Softmax
 
 
 def problem(case: Case) -> Problem:
     """The numbers of a case."""
-    return Softmax(case) if case.op == "softmax" else Sequence(case)
+    kinds = {"softmax": Softmax, "log_prob": Scores, "topk": Scores}
+    return kinds.get(case.op, Sequence)(case)
 
 
 def results(task: Task, of: Problem, dtype: torch.dtype | None = None) -> Results:
@@ -227,7 +306,9 @@ def results(task: Task, of: Problem, dtype: torch.dtype | None = None) -> Result
     out = task.forward()
     start = of.grad(out)
     start = start if start is None or dtype is None else start.to(dtype)
-    grads = torch.autograd.grad(next(iter(out.values())), list(task.leaves.values()), start)
+    leaves = list(task.leaves.values())
+    # torch's adaptive softmax leaves out the clusters that no token met: zeros, then.
+    grads = torch.autograd.grad(next(iter(out.values())), leaves, start, materialize_grads=True)
     named = zip(task.leaves, grads, strict=True)
     return {name: t.detach() for name, t in out.items()} | {
         f"d{name}": task.restore(name, g.to_dense() if g.is_sparse else g) for name, g in named

@@ -18,8 +18,9 @@ input, select {{ font: inherit; color: inherit; background: var(--paper); paddin
 .rows th button:focus-visible {{ outline: 2px solid var(--c0); }}
 .rows th[aria-sort=ascending] button::after {{ content: " \\2191"; }}
 .rows th[aria-sort=descending] button::after {{ content: " \\2193"; }}
-.rows td:first-child, .rows th:first-child {{ position: sticky; left: 0; background: var(--paper);
-  max-width: 46vw; overflow: hidden; text-overflow: ellipsis; }}
+.rows td:first-child, .rows th:first-child {{ position: sticky; left: 0;
+  background: var(--paper); }}
+@media (max-width: 640px) {{ .rows td:first-child {{ white-space: normal; min-width: 9em; }} }}
 .rows th:nth-child(3), .rows td:nth-child(3) {{ text-align: right; }}
 .rows tr.ours td:nth-child(2) {{ font-weight: 600; }}
 code {{ font: .85rem ui-monospace, monospace; user-select: all; }}
@@ -27,7 +28,7 @@ code {{ font: .85rem ui-monospace, monospace; user-select: all; }}
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }}
 .losses {{ columns: 24rem; margin: 0 0 .8em; }}
 .losses li {{ break-inside: avoid; padding-left: 1em; text-indent: -1em; }}
-.losses li::before {{ content: "\2013  "; }}
+.losses li::before {{ content: "\\2013  "; }}
 h2 {{ font-size: 1.3rem; margin-top: 1.6em; }} h3 {{ font-size: 1rem; margin: 0 0 .3em; }}
 """
 
@@ -156,6 +157,7 @@ def facts(run: Run) -> str:
         if run.peaks
         else "",
         "clock": clocks,
+        "others": f"{e['others']:.0%} of the processors' time" if e.get("others") else "",
         "command": run.command,
     }
     pairs = "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in entries.items() if v)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from .case import Case
+from .case import WORD_OPS, Case
 from .results import Row, Run, ratio
 from .svg import WIDTH, apart, log_ticks, mark, svg, text, ticks
 
@@ -93,7 +93,7 @@ def speedups(groups: list[tuple[Case, list[Row]]]) -> str:
         parts.append(text(at(value), tall + 14, f"{value:g}x", anchor="middle", kind="axis"))
     for i, (case, row, (point, lower, upper), baseline) in enumerate(bars):
         y = i * pitch
-        name = case.name if case.op != "softmax" else f"{row.peer} {case.name}"
+        name = f"{row.peer} {case.name}" if case.op in WORD_OPS else case.name
         start, end = sorted((at(1), at(point)))
         kind = "ours" if point >= 1 else "lost"
         bar = f'<rect x="{start:.1f}" y="{y + 16}" width="{max(end - start, 0.5):.1f}" height="12" '
@@ -278,15 +278,23 @@ def trade_off(run: Run) -> str:
     points = [(row["tokens_per_second"], row["perplexity"]) for row in rows]
     xs, ys = zip(*points, strict=True)
     pad = 0.08 * (max(ys) - min(ys)) or 1
-    axes = Axes((min(xs), max(xs)), (min(ys) - pad, max(ys) + pad), log_y=False, right=70)
+    axes = Axes((min(xs), max(xs)), (min(ys) - pad, max(ys) + pad), log_y=False)
     parts = axes.frame("tokens per second", "validation perplexity")
     kinds = list(dict.fromkeys(row["recurrence"] for row in rows))
     placed = [axes.at(*point) for point in points]
-    for row, (x, y), height in zip(rows, placed, apart(placed), strict=True):
+    marks = []
+    for row, (x, y), height in zip(rows, placed, apart(placed, reach=90), strict=True):
         i = kinds.index(row["recurrence"])
-        parts.append(
+        marks.append(
             titled(mark(i, x, y, f"var(--c{i % 3})"), f"{row['recurrence']}, {row['output']}")
         )
-        cell = row["recurrence"].rpartition(".")[2] + " " if len(kinds) > 1 else ""
-        parts.append(text(x + 8, height + 4, cell + row["output"], kind="halo"))
-    return svg(axes.bottom + 42, "Perplexity against speed", parts)
+        anchor, aside = ("end", -8) if x > WIDTH / 2 else ("start", 8)  # inwards
+        parts.append(text(x + aside, height + 4, row["output"], anchor=anchor, kind="halo"))
+    parts += marks  # above all labels
+    tall = axes.bottom + 42
+    if len(kinds) > 1:
+        for i, name in enumerate(kinds):
+            x, y = axes.left + 130 * (i % 3), tall + 14 + 20 * (i // 3)
+            parts += [mark(i, x, y, f"var(--c{i % 3})"), text(x + 10, y + 4, name)]
+        tall += 20 * (1 + (len(kinds) - 1) // 3) + 8
+    return svg(tall, "Perplexity against speed", parts)

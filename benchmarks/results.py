@@ -111,16 +111,39 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema": SCHEMA} | asdict(self)
         for row in content["rows"]:
             row["samples"] = [float(f"{s:.5g}") for s in row["samples"]]
-        lines = [json.dumps(row) for row in content.pop("rows")]
-        head = json.dumps(content, indent=1)[:-2]
-        text = f'{head},\n "rows": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-        fresh = path.with_name(path.name + ".part")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        write(path, content, "rows")
+
+
+def write(path: Path, content: dict[str, object], listed: str) -> None:
+    """Write a JSON file, whole or not at all, with a line for each entry of one of its lists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n  ".join(json.dumps(entry) for entry in content.pop(listed))
+    text = f'{json.dumps(content, indent=1)[:-2]},\n "{listed}": [\n  {lines}\n ]\n}}\n'
+    fresh = path.with_name(path.name + ".part")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def read(path: str | Path, what: str, **marks: object) -> dict[str, object]:
+    """The content of a JSON file that must have these marks, which are taken out of it.
+
+    Raises:
+        ResultsError: it cannot be read, or differs in a mark; ``what`` says what it should be.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ResultsError(f"{path}: no JSON ({error})") from error
+    for name, value in marks.items():
+        found = content.pop(name, None) if isinstance(content, dict) else None
+        if found != value:
+            raise ResultsError(f"{path}: not {what}: its {name} is {found!r}, not {value!r}")
+    return content
 
 
 def load(path: str | Path) -> Run:
@@ -129,14 +152,7 @@ def load(path: str | Path) -> Run:
     Raises:
         ResultsError: it cannot be read, or is of another kind or schema.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ResultsError(f"{path}: no JSON ({error})") from error
-    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
-        raise ResultsError(f"{path}: not a result of this suite with schema {SCHEMA}")
+    content = read(path, "a result of run or lm", schema=SCHEMA)
     names = {f.name for f in fields(Row)} - {"case"}
     rows = []
     for entry in content.pop("rows"):

@@ -19,6 +19,14 @@ OUTPUT_LAYERS = (
     "fusedrnn two-level sparse",
     "fusedrnn Huffman",
     "fusedrnn Huffman sparse",
+    "fusedrnn adaptive",
+)
+SCORERS = (
+    "linear+log_softmax",
+    "AdaptiveLogSoftmax",
+    "fusedrnn two-level",
+    "fusedrnn Huffman",
+    "fusedrnn adaptive",
 )
 GPU_LAYERS = (
     *LAYERS,
@@ -43,6 +51,8 @@ BASELINES = {
     "sequence": ("torch.nn", "eager loop"),
     "decode": ("torch.nn cell",),
     "softmax": ("linear+cross_entropy",),
+    "log_prob": ("linear+log_softmax",),
+    "topk": ("linear+log_softmax",),
 }
 """For each operation, what ratios are to: the first of these that ran."""
 
@@ -66,8 +76,9 @@ class Suite:
     twin: bool = True
 
 
-CPU_PEERS = {"sequence": LAYERS, "decode": CELL_LOOPS, "softmax": OUTPUT_LAYERS}
-GPU_PEERS = {"sequence": GPU_LAYERS, "decode": CELL_LOOPS, "softmax": GPU_OUTPUT_LAYERS}
+BOTH_PEERS = {"decode": CELL_LOOPS, "log_prob": SCORERS, "topk": SCORERS}
+CPU_PEERS = BOTH_PEERS | {"sequence": LAYERS, "softmax": OUTPUT_LAYERS}
+GPU_PEERS = BOTH_PEERS | {"sequence": GPU_LAYERS, "softmax": GPU_OUTPUT_LAYERS}
 
 SHAPES = ((64, 1, 64, 64), (64, 16, 128, 128), (35, 20, 200, 200), (35, 20, 650, 650),
           (128, 64, 512, 512))  # fmt: skip
@@ -93,6 +104,11 @@ VARIANTS = (
 )
 OUTPUT_SHAPES = ((10_000, 200, 700), (100_000, 512, 1024))  # V, H, N
 OUTPUTS = tuple(Case("softmax", "", "fwdbwd", shape) for shape in OUTPUT_SHAPES)
+SCORES = tuple(
+    Case(op, "", "infer", shape)
+    for op in ("log_prob", "topk")
+    for shape in ((10_000, 200, 1), (10_000, 200, 20), (100_000, 512, 64))
+)
 CURVES = tuple(
     _layer(cell, shape)
     for cell in ("gru", "lstm")
@@ -111,7 +127,9 @@ QUICK = (
     *(_layer("gru", (6, 3, 8, 16), layout=layout) for layout in ("lengths", "packed")),
     *(_layer("lstm", (6, 3, 8, 16), dtype=dtype) for dtype in ("bfloat16", "float16", "float64")),
     *(Case("decode", cell, "infer", (6, 1, 8, 16)) for cell in ("lstm", "gru", "rnn_tanh")),
-    *(Case("softmax", "", mode, (400, 16, 50)) for mode in ("fwdbwd", "infer")),
+    *(Case("softmax", "", mode, (400, 64, 50)) for mode in ("fwdbwd", "infer")),
+    Case("softmax", "", "fwdbwd", (400, 64, 50), counts="uniform"),
+    *(Case(op, "", "infer", (400, 64, 50)) for op in ("log_prob", "topk")),
 )
 
 FAMILY = tuple(
@@ -161,8 +179,13 @@ SUITES = {
         "layers on an NVIDIA GPU, with every peer that is installed", GPU_TABLE, GPU_PEERS
     ),
     "softmax": Suite(
-        "output layers with every peer, training and inference",
-        tuple(case.on(mode=mode) for mode in ("fwdbwd", "infer") for case in OUTPUTS),
+        "output layers with every peer: training, inference, all words scored, the best words",
+        (
+            *OUTPUTS,
+            *(case.on(counts="uniform") for case in OUTPUTS),
+            *(case.on(mode="infer") for case in OUTPUTS),
+            *SCORES,
+        ),
         GPU_PEERS,
     ),
     "softmax-gpu": Suite("output layers on an NVIDIA GPU", GPU_OUTPUTS, GPU_PEERS),

@@ -91,12 +91,12 @@ def mark(shape: int, x: float, y: float, colour: str) -> str:
     return f'<path d="M{x - left:.1f} {y - up:.1f}{path[shape - 1]}" {paint}/>'
 
 
-def apart(ends: Sequence[tuple[float, float]], gap: float = 13) -> list[float]:
-    """Heights for the labels of curves that end there: from the lowest up, none on another."""
+def apart(ends: Sequence[tuple[float, float]], gap: float = 13, reach: float = 14) -> list[float]:
+    """Heights for labels of points, from the lowest up: none on another within ``reach``."""
     heights = [y for _, y in ends]
     placed: list[int] = []
     for i in sorted(range(len(ends)), key=lambda i: -heights[i]):
-        near = [heights[j] for j in placed if abs(ends[j][0] - ends[i][0]) < 14]
+        near = [heights[j] for j in placed if abs(ends[j][0] - ends[i][0]) < reach]
         heights[i] = min([heights[i], *(other - gap for other in near)])
         placed.append(i)
     return heights

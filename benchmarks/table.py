@@ -1,6 +1,6 @@
 """The table that a run prints, and the sentences under it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .case import Case
 from .results import Row, Run, ratio
@@ -159,7 +159,7 @@ def summary(run: Run) -> list[str]:
         text.append(
             f"Noise: two copies of ours differ by {middle - 1:.1%} (median), {high - 1:.1%} (90%)."
         )
-    text += layouts(run) + decoding(run)
+    text += commits(run) + layouts(run) + decoding(run) + adaptive(run)
     bad = [row for row in run.rows if row.ours and row.status in ("wrong", "failed")]
     text.append(f"Rows of ours that are wrong or failed: {len(bad)}.")
     return text
@@ -176,12 +176,44 @@ def decoding(run: Run) -> list[str]:
     return ["Step by step, microseconds a step:", *text] if text else []
 
 
-def layouts(run: Run) -> list[str]:
-    """What lengths and packed input cost us, against rows that are all T long."""
+def _beside(
+    run: Run, head: str, form: str, pick: Callable[[list[Row]], tuple[Row | None, Row | None]]
+) -> list[str]:
+    """A head, and for each case with both rows that ``pick`` chooses, their ratio with interval."""
     text = []
     for case, rows in run.by_case():
-        timed = {row.peer: row.samples for row in rows if row.status == "ok" and not row.twin}
-        if "fusedrnn" in timed and "fusedrnn padded" in timed:
-            point, low, high = ratio(timed["fusedrnn"], timed["fusedrnn padded"])
-            text.append(f"  {case.name}: {point:.2f} ({low:.2f}-{high:.2f})")
-    return ["Rows of T/2 to T steps, of our time with all T long:", *text] if text else []
+        first, second = pick([row for row in rows if row.status == "ok" and not row.twin])
+        if first and second:
+            point, low, high = ratio(first.samples, second.samples)
+            text.append(f"  {case.name}: {point:.2f}{form} ({low:.2f}-{high:.2f})")
+    return [head, *text] if text else []
+
+
+def _named(rows: list[Row], *names: str) -> tuple[Row | None, ...]:
+    return tuple(next((row for row in rows if row.peer == name), None) for name in names)
+
+
+def adaptive(run: Run) -> list[str]:
+    """Our adaptive softmax beside torch.nn's, which has the same parameters."""
+    head = "Adaptive softmax, how many times as fast as torch.nn's:"
+    names = "AdaptiveLogSoftmax", "fusedrnn adaptive"
+    return _beside(run, head, "x", lambda rows: _named(rows, *names))
+
+
+def layouts(run: Run) -> list[str]:
+    """What lengths and packed input cost us, against rows that are all T long."""
+    head = "Rows of T/2 to T steps, of our time with all T long:"
+    names = "fusedrnn", "fusedrnn padded"
+    return _beside(run, head, "", lambda rows: _named(rows, *names))
+
+
+def commits(run: Run) -> list[str]:
+    """Ours beside another commit of ours."""
+    based = next((row.peer for row in run.rows if "@" in row.peer), "")
+    head = f"This commit, how many times as fast as {based.rpartition('@')[2]}:"
+
+    def pick(rows: list[Row]) -> tuple[Row | None, Row | None]:
+        before = next((row for row in rows if "@" in row.peer), None)
+        return before, before and _named(rows, before.peer.partition("@")[0])[0]
+
+    return _beside(run, head, "x", pick)

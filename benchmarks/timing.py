@@ -72,7 +72,8 @@ def stepper(task: Task, problem: Problem) -> Stepper:
     leaves = list(task.leaves.values())
 
     def backward(out: dict[str, torch.Tensor]) -> None:
-        torch.autograd.grad(next(iter(out.values())), leaves, problem.grad(out))
+        start = problem.grad(out)
+        torch.autograd.grad(next(iter(out.values())), leaves, start, allow_unused=True)
 
     if mode == "bwd":
         return Stepper(backward, prepare=task.forward)

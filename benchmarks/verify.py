@@ -52,7 +52,7 @@ def verify(task: Task, problem: Problem) -> Verdict:
     if task.step is not None:
         task.step()
         return Verdict(None, None, None)
-    got = results(task, problem)
+    got = problem.comparable(results(task, problem), task.kind)
     own = task.truth() if task.truth else None
     truth, yardstick = (own, None) if own else problem.judge(task.kind)
     worst, wrong = (-1.0, 0.0, math.inf), None

@@ -5,6 +5,9 @@
 // than the newer instructions. How many clusters of a size really fit is the driver's to say:
 // `python -m benchmarks gpu-check` asks it.
 #pragma once
+#include <algorithm>
+#include <cstdlib>
+
 #include "plan.h"
 
 namespace fusedrnn {
@@ -25,6 +28,23 @@ inline const std::vector<GpuDevice>& known_devices() {
       {"t4", "NVIDIA T4", 75, 40, 0, 1, 64 * k, 64 * k, 1024, 64, 2, 512, 1.59},
   };
   return devices;
+}
+
+// The GPU in the machine as far as its driver tells: title, arch, SMs, shared memory and threads.
+// The rest is that of the known one most like it.
+inline GpuDevice like_known(const GpuDevice& seen) {
+  const auto distance = [&](const GpuDevice& d) {
+    const bool named = seen.title.find(d.title) != std::string::npos;
+    return std::abs(d.arch - seen.arch) + (named ? 0 : 1000);
+  };
+  const auto& all = known_devices();
+  GpuDevice d = *std::min_element(all.begin(), all.end(), [&](const auto& a, const auto& b) {
+    return distance(a) < distance(b);
+  });
+  d.name = "here", d.title = seen.title, d.arch = seen.arch, d.sms = seen.sms;
+  d.shared_per_cta = seen.shared_per_cta, d.shared_per_sm = seen.shared_per_sm;
+  d.threads_per_sm = seen.threads_per_sm;
+  return d;
 }
 
 }  // namespace fusedrnn

@@ -13,7 +13,7 @@ namespace {
 constexpr double kLaunchUs = 2.2, kTileClocks = 700, kEpilogueClocks = 1500;
 
 // The kernels that csrc/cuda has.
-constexpr bool built(SequenceKernel kernel) { return kernel == SequenceKernel::stepwise; }
+constexpr bool built(SequenceKernel kernel) { return kernel != SequenceKernel::grid; }
 
 // One launch of a step: `terms` products of [rows, depth] by [depth, units * gates].
 struct Launch {

@@ -6,13 +6,14 @@
 //   grid       W_hh spread over all SMs for the whole sequence, h exchanged through L2
 //   cluster    W_hh spread over one thread-block cluster, h exchanged inside it (sm_90 and newer)
 //
-// Of these `built` says which the library has. The others are planned all the same: their capacity
+// Of these `built` says which the library has. The grid kernel is planned all the same: its capacity
 // and tiles are what the kernel to come will have to keep to. Times are a model, not measurements.
 #pragma once
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "cluster_tile.h"
 #include "sequence.h"
 
 namespace fusedrnn {
@@ -66,6 +67,7 @@ struct Plan {
   int64_t rounds = 1;          // times that the SMs are filled in each step
   double us_per_step = 0;      // predicted
   std::string reason = "";     // why these tiles
+  ClusterWork work = {};       // the cluster kernel's: what it is launched with
 };
 
 // All three kernels, the one to run first: the fastest of those built that can serve.

@@ -50,8 +50,9 @@ struct SoftmaxSizes {
   int threads;
 };
 
-// saved[] holds, for every visit, d objective / d logit of its own node: [rows x tokens], cut into
-// panels of neighbouring tokens; how wide is the kernel's affair.
+// saved[] holds d objective / d logit. On the CPU, for every visit, of its own node: [rows x
+// tokens], cut into panels of neighbouring tokens; how wide is the kernel's affair. On a GPU a row
+// of path_rows for each sorted token (SoftmaxGpuPlan).
 struct SoftmaxForward {
   SoftmaxSizes n;
   double smoothing, z_loss;
@@ -73,6 +74,43 @@ struct SoftmaxBackward {
   void* dinput;   // [N, H]  data, or null: not needed
   void* dweight;  // [R, H]  data, or null
   void* dbias;    // [R]     data, or null
+};
+
+// What the GPU kernels are told of the targets, and what they find out about them: which tokens
+// meet which nodes, without the host ever knowing. Forward leaves it for backward.
+struct SoftmaxTargets {
+  const int64_t* target;  // [N]
+  int64_t ignored;        //      ignore_index
+};
+
+struct SoftmaxGpuPlan {
+  int64_t N, nodes, depth;  //     depth: nodes on the longest path, or more
+  int64_t path_rows;        //     rows on it, or more
+  int32_t* order;           // [N] sorted place -> token; stable; ignored tokens last
+  int32_t* rank;            // [N] the leaf of each, or V: ignored. From here on tokens are sorted.
+  int32_t* path;            // [N, depth]  the nodes on each token's path, then -1 ...
+  int32_t* branch;          // [N, depth]  ... and the branches taken there
+  int32_t* prefix;          // [N, depth]  see softmax_block_rows
+  int32_t* begin;           // [M] each node's tokens: first, ...
+  int32_t* end;             // [M] ... and one past the last
+  int32_t* column;          // [M] where its logits begin in a token's row of saved[N, path_rows]
+
+  static int64_t size(int64_t N, int64_t nodes, int64_t depth) {
+    return N * (2 + 3 * depth) + 3 * nodes;
+  }
+  static SoftmaxGpuPlan in(int32_t* at, int64_t N, int64_t nodes, int64_t depth,
+                           int64_t path_rows) {
+    const auto take = [&](int64_t n) { return (at += n) - n; };
+    const int64_t D = N * depth, M = nodes;
+    return {N,       nodes,   depth,   path_rows, take(N), take(N),
+            take(D), take(D), take(D), take(M),   take(M), take(M)};
+  }
+};
+
+// The weight rows whose gradients a GPU makes: all R, or, where these are sparse, some in order.
+struct SoftmaxRows {
+  int64_t count;
+  const int64_t* index;  // [count], or null: all
 };
 
 // From all logits to the log-probabilities of all words, or, where there is a grad, to the gradient
@@ -111,5 +149,16 @@ const char* cpu_softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);
 const char* cpu_softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&);
 const char* cpu_log_softmax(const LogSoftmax&);
 const char* cpu_softmax_search(const SoftmaxSearch&);
+
+// Likewise; the tree's tensors are on the device, and all is done when the stream is. saved of
+// forward must be there.
+size_t cuda_softmax_forward_workspace(int64_t N);
+size_t cuda_softmax_backward_workspace(int64_t rows);
+const char* cuda_softmax_forward(const SoftmaxForward&, const SoftmaxTree&, const SoftmaxTargets&,
+                                 const SoftmaxGpuPlan&, void* workspace, void* stream);
+const char* cuda_softmax_backward(const SoftmaxBackward&, const SoftmaxTree&, const SoftmaxGpuPlan&,
+                                  const SoftmaxRows&, void* workspace, void* stream);
+size_t cuda_log_softmax_workspace(const LogSoftmax&);  // `word` may be null
+const char* cuda_log_softmax(const LogSoftmax&, void* workspace, void* stream);
 
 }  // namespace fusedrnn

@@ -1,11 +1,12 @@
 """Fused recurrent networks and hierarchical softmax for PyTorch."""
 
-from . import init
+from . import gates, init
 from ._backend import backend
 from .adaptive import AdaptiveLogSoftmaxWithLoss
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .clip import clip_grad_norm_
 from .convert import convert
+from .gates import intervene, record
 from .hierarchy import Hierarchy
 from .layouts import (
     flip_update_gate,
@@ -18,6 +19,7 @@ from .layouts import (
 )
 from .modules import GRU, LSTM, RNN, SLSTM
 from .softmax import HierarchicalSoftmax
+from .streaming import step, truncated_bptt
 
 __version__ = "0.1.0"
 
@@ -39,8 +41,13 @@ __all__ = [
     "from_keras",
     "from_onnx",
     "from_tensorflow",
+    "gates",
     "init",
+    "intervene",
+    "record",
+    "step",
     "to_keras",
     "to_onnx",
     "to_tensorflow",
+    "truncated_bptt",
 ]

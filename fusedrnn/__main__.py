@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _backend, _native, ops, softmax_ops
+from . import __version__, _backend, _native, ops, softmax_ops, softmax_score
 from . import plan as planner
 from .cells import CELLS
 
@@ -25,6 +25,7 @@ SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 VARIABLES = {
     "FUSEDRNN_BACKEND": "which backend serves, instead of the fastest",
     "FUSEDRNN_CPU_ISA": "which CPU instruction set, instead of the best",
+    "FUSEDRNN_CUDA_KERNEL": "cluster or stepwise, instead of the planner's choice",
     "FUSEDRNN_TRITON_TILES": "the file of measured tiles for Triton kernels",
     "TRITON_INTERPRET": "1: Triton kernels run in its interpreter",
     "OMP_NUM_THREADS": "CPU threads of torch and fusedrnn",
@@ -37,6 +38,8 @@ def op_limits(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str, dict[
     for cell in CELLS:
         yield "sequence", cell, ops.limits(cell, dtype, False)
     yield "hierarchical softmax", "", softmax_ops.softmax_limits(device, dtype)
+    yield "log_prob of all words", "", softmax_score.score_limits(device, dtype)
+    yield "topk, sample", "", softmax_score.search_limits(device, dtype)
 
 
 def _package(name: str) -> str:
@@ -114,6 +117,10 @@ def gpus() -> Iterator[tuple[str, str]]:
         major, minor = torch.cuda.get_device_capability(index)
         code = _native.cuda_code((major, minor)) or _native.missing_code((major, minor))
         yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}: {code}"
+        if _native.HAS_CUDA and major >= 9:
+            with torch.cuda.device(index):  # the stepwise kernel serves where there are none
+                sizes = [f"{n}: {torch.ops.fusedrnn.cluster_room(n)}" for n in (8, 16)]
+            yield f"cuda:{index} clusters", f"of {', of '.join(sizes)}"
 
 
 def environment() -> Iterator[tuple[str, str]]:

@@ -30,25 +30,41 @@ class Sequence(torch.autograd.Function):
         ctx: object,
         cell: str,
         backend: str,
+        trace: bool,
+        recompute: bool,
         lengths: Tensor | None,
         mask: Tensor | None,
         *leaves: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the forward op of the backend."""
-        y, hn, cn, *kept = forward(cell, backend, lengths, mask, leaves, save=True)
-        ctx.save_for_backward(lengths, mask, y, *kept, *leaves)
-        ctx.cell, ctx.backend = cell, backend
+    ) -> tuple[Tensor, ...]:
+        """Run the forward op of the backend.
+
+        With ``trace`` show what it saved, too; with ``recompute`` keep nothing of it, and run the
+        op again in backward.
+        """
+        save = trace or not recompute
+        y, hn, cn, *kept = forward(cell, backend, lengths, mask, leaves, save=save)
+        ctx.save_for_backward(lengths, mask, y, *([None] * 3 if recompute else kept), *leaves)
+        ctx.cell, ctx.backend, ctx.recompute = cell, backend, recompute
         ctx.set_materialize_grads(False)
-        return y, hn, cn
+        if not trace:
+            return y, hn, cn
+        shown = kept[:2]
+        ctx.mark_non_differentiable(*shown)
+        return y, hn, cn, *shown
 
     @staticmethod
     def backward(ctx: object, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves that need one, by the backend's backward op."""
-        needs = ctx.needs_input_grad[4:]
-        call = (ctx.cell, ctx.backend, needs, *douts, *ctx.saved_tensors)
+        needs = ctx.needs_input_grad[6:]
+        lengths, mask, y, *rest = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
+        kept, leaves = rest[:3], rest[3:]
+        if ctx.recompute:
+            with torch.no_grad():
+                kept = forward(ctx.cell, ctx.backend, lengths, mask, leaves, save=True)[3:]
+        call = (ctx.cell, ctx.backend, needs, *douts[:3], lengths, mask, y, *kept, *leaves)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         grads = SequenceBackward.apply(*call) if again else gradients(*call)
-        return None, None, None, None, *grads
+        return (None,) * 6 + tuple(grads)
 
 
 class SequenceBackward(torch.autograd.Function):

@@ -11,7 +11,7 @@ from ._trees import Tree
 from .reference import state_dtype
 from .softmax import HierarchicalSoftmaxOutput, checked_reduction, reduced
 from .softmax_layer import check_input, check_target, operands
-from .softmax_ops import Training, serving, target_log_prob
+from .softmax_ops import Training, target_log_prob
 
 _BLOCK = 64
 """Tokens whose logits are computed at a time: 25 MB at V = 100,000; more fell out of the cache that
@@ -242,7 +242,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         if self.word_rank is not None:
             tree = tree._replace(leaf_rank=self.word_rank)
         grad = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if not grad and serving(x) != "reference":
+        if not grad and softmax_score.scoring(x) == "cpu":
             return self._log_prob_in_blocks(x, cast, tree), dtype
         with torch.autocast(x.device.type, enabled=False):
             logits = [self._head_logits(x, cast)]

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import rnn
 from ._call import Weights
+from ._watch import Watch
 from .cells import CELLS
 from .rnn import States
 
@@ -17,11 +18,16 @@ _NOT_WITH_PACKED = {
     "lengths": "lengths was given with a PackedSequence, which has its own: pass one of the two",
     "reset": "reset was given with a PackedSequence, whose rows it cannot name: pass the padded "
     "batch (torch.nn.utils.rnn.pad_packed_sequence) with lengths= and reset=",
+    "watch": "a PackedSequence is recorded or changed, whose rows are in an order of their own: "
+    "pass the padded batch (torch.nn.utils.rnn.pad_packed_sequence) with lengths=",
 }
 
 
 class RecurrentLayer(nn.Module):
     """Base class: a subclass names a cell of the registry; gates and states follow from it."""
+
+    _watch: Watch | None = None  # inside fusedrnn.record and fusedrnn.intervene
+    _recompute = "none"
 
     def __init__(
         self,
@@ -81,6 +87,31 @@ class RecurrentLayer(nn.Module):
         for weight in self.parameters():
             nn.init.uniform_(weight, -stdv, stdv)
 
+    @property
+    def recompute(self) -> str:
+        """What backward computes again instead of finding it saved.
+
+        ``"none"``: nothing. ``"gates"``: each layer's gates and states, by one more forward of that
+        layer. ``"chunks"``: the same, about sqrt(T) steps at a time, so that no more than these are
+        held at once; for layers of one direction. Results keep their bits with ``"gates"``. No
+        effect inside ``fusedrnn.record`` and ``fusedrnn.intervene``, nor with the reference.
+
+        Raises:
+            ValueError: set to anything else, or to ``"chunks"`` for a bidirectional layer.
+        """
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, value: str) -> None:
+        if value not in ("none", "gates", "chunks"):
+            raise ValueError(f"recompute is {value!r}; it must be 'none', 'gates' or 'chunks'")
+        if value == "chunks" and self.bidirectional:
+            raise ValueError(
+                "recompute='chunks' goes through the sequence piece by piece, which two directions "
+                "cannot do together; use 'gates' for a bidirectional layer"
+            )
+        self._recompute = value
+
     def flatten_parameters(self) -> None:
         """Do nothing: no kernel here needs the weights in one block of memory."""
 
@@ -126,7 +157,7 @@ class RecurrentLayer(nn.Module):
         if reset is None and reset_states is not None:
             raise ValueError("reset_hx was given without reset: pass the mask that says where")
         if isinstance(input, PackedSequence):
-            for name, given in (("lengths", lengths), ("reset", reset)):
+            for name, given in (("lengths", lengths), ("reset", reset), ("watch", self._watch)):
                 if given is not None:
                     raise ValueError(_NOT_WITH_PACKED[name])
             return self._forward_packed(input, states)
@@ -176,7 +207,10 @@ class RecurrentLayer(nn.Module):
         reset_states: States | None = None,
     ) -> tuple[Tensor, States]:
         p, cell = self.dropout if self.training else 0.0, CELLS[self.cell]
-        return rnn.run(cell, x, states, self._weights(), lengths, p, reset, reset_states)
+        return rnn.run(
+            cell, x, states, self._weights(), lengths, p, reset, reset_states,
+            self._watch, self._recompute,
+        )  # fmt: skip
 
     def _check_input(self, x: Tensor, dims: int) -> None:
         weight = self.weight_ih_l0

@@ -110,7 +110,9 @@ def sequence(
     c0: Tensor,
     lengths: Tensor | None = None,
     reset: Reset | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    trace: bool = False,
+    recompute: bool = False,
+) -> tuple[Tensor, ...]:
     """Run one layer over a whole sequence.
 
     Args:
@@ -124,12 +126,17 @@ def sequence(
         lengths: int64 ``[B]``; row b takes part in steps t < lengths[b], keeps its state after, and
             its y is zero there. None: all rows are T long.
         reset: where rows begin anew within the sequence, and with which states.
+        trace: also return what the cell saves for backward, and its other states, of all steps.
+        recompute: keep for backward only the arguments and y, and run the op again then: the same
+            bits for the time of one more forward. (The reference keeps everything.)
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones
     have float32 state and accumulation.
 
     Returns:
-        y ``[T, B, N*P]``, hn ``[N, B, P]``, cn ``[N, S-1, B, H]``.
+        y ``[T, B, N*P]``, hn ``[N, B, P]``, cn ``[N, S-1, B, H]``; with ``trace`` also saved
+        ``[N, T, B, K, H]`` and cells ``[N, T, S-1, B, H]``, which are zero beyond a row's end and
+        take no part in backward.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or the backend asked for cannot serve.
@@ -137,9 +144,12 @@ def sequence(
     projected = weights[0].weight_hr is not None
     backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, projected))
     if backend == "reference":
-        return reference.sequence(cell, x, weights, h0, c0, lengths, reset)
+        return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace)
     mask, *anew = (None, None, None) if reset is None else reset
     leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
-        return _autograd.Sequence.apply(cell.name, backend, lengths, mask, *leaves)
-    return _autograd.forward(cell.name, backend, lengths, mask, leaves, save=False)[:3]
+        return _autograd.Sequence.apply(
+            cell.name, backend, trace, recompute, lengths, mask, *leaves
+        )
+    outputs = _autograd.forward(cell.name, backend, lengths, mask, leaves, save=trace)
+    return outputs[: 5 if trace else 3]

@@ -4,7 +4,7 @@ The planner itself is C++ (csrc/plan.h), from which the CUDA kernels take their 
 its answers. It needs no GPU: cards known by name are data. ``python -m fusedrnn plan`` prints it.
 """
 
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 
 import torch
@@ -13,6 +13,11 @@ from . import _native
 from .cells import CELLS
 
 _native.LIBRARY.define("gpu_devices() -> str")
+_native.LIBRARY.define("cluster_room(int size) -> str")
+_native.LIBRARY.define(
+    "gpu_like(str title, int arch, int sms, int shared_per_cta, int shared_per_sm, "
+    "int threads_per_sm) -> str"
+)
 _native.LIBRARY.define(
     "sequence_plans(str cell, str dtype, int T, int B, int H, int P, bool projection, "
     "bool backward, int directions, str device) -> str"
@@ -157,18 +162,12 @@ def here(index: int | None = None) -> Device:
 
 def like_known(seen: object) -> Device:
     """A device from torch's properties of it (``torch.cuda.get_device_properties``)."""
-    arch = 10 * seen.major + seen.minor
-    known = sorted(devices().values(), key=lambda d: (d.title not in seen.name, abs(d.arch - arch)))
-    return replace(
-        known[0],
-        name=HERE,
-        title=seen.name,
-        arch=arch,
-        sms=seen.multi_processor_count,
-        shared_per_cta=seen.shared_memory_per_block_optin,
-        shared_per_sm=seen.shared_memory_per_multiprocessor,
-        threads_per_sm=seen.max_threads_per_multi_processor,
-    )
+    line = torch.ops.fusedrnn.gpu_like(
+        seen.name, 10 * seen.major + seen.minor, seen.multi_processor_count,
+        seen.shared_memory_per_block_optin, seen.shared_memory_per_multiprocessor,
+        seen.max_threads_per_multi_processor,
+    )  # fmt: skip
+    return _read(Device, line.rstrip())
 
 
 def plans(
@@ -209,7 +208,7 @@ def plans(
         >>> from fusedrnn import plan
         >>> best, *others = plan.plans("gru", 1024, 16, 768, dtype=torch.bfloat16, device="h200")
         >>> best.kernel, best.ctas, best.launches
-        ('stepwise', 48, 1024)
+        ('cluster', 32, 1)
     """
     if cell not in CELLS:
         raise ValueError(f"cell is {cell!r}; it must be one of {', '.join(CELLS)}")

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from ._call import Reset, Weights
 from .cells import Cell
 
-Result = tuple[Tensor, Tensor, Tensor]
+Result = tuple[Tensor, ...]
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -26,6 +26,7 @@ def sequence(
     c0: Tensor,
     lengths: Tensor | None = None,
     reset: Reset | None = None,
+    trace: bool = False,
 ) -> Result:
     """One layer over a whole sequence. See ``ops.sequence`` for the arguments."""
     results = []
@@ -33,9 +34,9 @@ def sequence(
         for d, w in enumerate(weights):
             gx = x[d] if w.weight_ih is None else linear(x, w.weight_ih, w.bias_ih)
             anew = reset and reset.of(d)
-            results.append(_direction(cell, gx, w, h0[d], c0[d], lengths, anew, d == 1))
-    y, hn, cn = zip(*results, strict=True)
-    return torch.cat(y, -1), torch.stack(hn), torch.stack(cn)
+            results.append(_direction(cell, gx, w, h0[d], c0[d], lengths, anew, d == 1, trace))
+    y, *rest = zip(*results, strict=True)
+    return torch.cat(y, -1), *map(torch.stack, rest)
 
 
 def _direction(
@@ -47,6 +48,7 @@ def _direction(
     lengths: Tensor | None,
     reset: Reset | None,
     reverse: bool,
+    trace: bool,
 ) -> Result:
     dtype, wide = gx.dtype, state_dtype(gx.dtype)
     T, gates = len(gx), len(cell.gates)
@@ -66,20 +68,28 @@ def _direction(
     if reset is not None and reset.h is not None:
         anew = (reset.h.to(wide), *reset.c.to(wide).unbind(0))
     y: list[Tensor] = [h0] * T
+    kept: list[tuple[Tensor, Tensor]] = [(h0, h0)] * T
     for t in reversed(range(T)) if reverse else range(T):
         cut = None if reset is None else reset.before(t, lengths, reverse)
         if cut is not None:
             states = select(cut, anew, states)
         x = gx[t].to(wide).chunk(gates, -1)
-        new = cell.reference(x, states, recur)
+        new, saved = cell.reference(x, states, recur)
         if w.weight_hr is not None:
             new = (linear(new[0].to(dtype).to(wide), w.weight_hr.to(wide)), *new[1:])
         out = new[0]
         if lengths is not None:
             alive = (t < lengths).unsqueeze(-1)  # [B, 1]
             out = torch.where(alive, out, 0)
+            saved = select(alive, saved, (0,) * len(saved))
             new = select(alive, new, states)
         states = new
         y[t] = out.to(dtype)
+        if trace:
+            inner = [s if lengths is None else torch.where(alive, s, 0) for s in states[1:]]
+            kept[t] = torch.stack(saved, 1).to(dtype), torch.stack(inner) if inner else c0.to(wide)
     inner = torch.stack(states[1:]) if len(states) > 1 else c0.to(wide)
-    return torch.stack(y), states[0].to(dtype), inner.to(dtype)
+    results = torch.stack(y), states[0].to(dtype), inner.to(dtype)
+    if not trace:
+        return results
+    return *results, *(torch.stack(each).detach() for each in zip(*kept, strict=True))

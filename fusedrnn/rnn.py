@@ -1,5 +1,7 @@
 """Layers, directions, lengths and packing: the one road from a module to the sequence op."""
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
 from ._call import Reset, Weights
+from ._watch import Watch
 from .cells import Cell
 
 States = tuple[Tensor, ...]
@@ -23,6 +26,8 @@ def run(
     dropout_p: float = 0.0,
     reset: Tensor | None = None,
     reset_states: States | None = None,
+    watch: Watch | None = None,
+    recompute: str = "none",
 ) -> tuple[Tensor, States]:
     """Run stacked layers, each of one or two directions, over ``x``.
 
@@ -36,6 +41,9 @@ def run(
         dropout_p: dropout on the output of every layer but the last.
         reset: bool ``[T, B]``, where rows begin anew; or None.
         reset_states: what they begin with, shaped as ``states``; None: zeros.
+        watch: who runs the layers in place of the op, if someone watches (gates.py).
+        recompute: what backward makes again instead of finding it saved: "none", the "gates", or
+            the gates "chunks" of the sequence at a time.
 
     Returns:
         y ``[T, B, D*P]`` and the final states, shaped as ``states``.
@@ -51,10 +59,40 @@ def run(
             anew = Reset(
                 reset, *(_of_layer(reset_states, number, len(layer)) if reset_states else ())
             )
-        x, *final = ops.sequence(cell, x, layer, h0, c0, lengths, anew)
+        if watch:
+            run_layer = partial(watch.sequence, number)
+        elif recompute == "chunks":
+            run_layer = _in_chunks
+        else:
+            run_layer = partial(ops.sequence, recompute=recompute == "gates")
+        x, *final = run_layer(cell, x, layer, h0, c0, lengths, anew)
         finals.append(final)
     hn, cn = (torch.cat(f) if len(f) > 1 else f[0] for f in zip(*finals, strict=True))
     return x, (hn, *cn.unbind(1))
+
+
+def _in_chunks(
+    cell: Cell,
+    x: Tensor,
+    weights: tuple[Weights, ...],
+    h: Tensor,
+    c: Tensor,
+    lengths: Tensor | None,
+    reset: Reset | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``ops.sequence`` in about sqrt(T) calls of about sqrt(T) steps, each one recomputed alone."""
+    T, outputs = len(x), []
+    size = math.isqrt(T - 1) + 1
+    for a in range(0, T, size):
+        b = min(a + size, T)
+        y, h, c = ops.sequence(
+            cell, x[a:b], weights, h, c,
+            None if lengths is None else (lengths - a).clamp(0, b - a),
+            reset and reset._replace(mask=reset.mask[a:b]),
+            recompute=True,
+        )  # fmt: skip
+        outputs.append(y)
+    return torch.cat(outputs), h, c
 
 
 def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:

@@ -102,8 +102,8 @@ class HierarchicalSoftmax(TreeLayer):
     Adagrad take them (momentum is dense: with it SGD walks all rows, and weight decay raises);
     :func:`fusedrnn.clip_grad_norm_` clips them. Only :meth:`forward` makes sparse gradients,
     :meth:`log_prob` of all words dense ones. The reference backend computes the dense gradient and
-    picks the rows. ``torch.compile`` leaves the layer outside its graphs (with ``fullgraph=True``,
-    an error).
+    picks the rows; on a GPU the host waits to learn how many there are. ``torch.compile`` leaves
+    the layer outside its graphs (with ``fullgraph=True``, an error).
 
     Under autocast it behaves as ``Linear`` followed by ``cross_entropy``: input and parameters are
     rounded to autocast's dtype, and outputs are float32.
@@ -259,7 +259,7 @@ class HierarchicalSoftmax(TreeLayer):
         Returns:
             A named tuple: ``log_prob``, in input's dtype, and ``words``, ``[N, k]``, the best first
             and of equals the one of lower id; ``rows`` ``[N]``, how many rows of the weight were
-            needed for each token (the reference backend needs all). No gradients.
+            needed for each token (on a GPU and with the reference backend: all). No gradients.
 
         Raises:
             ValueError: k is out of range, or as in :meth:`log_prob`.

@@ -2,8 +2,12 @@
 
     log p(word) = sum over the nodes on the word's path of log p(branch | node)
 
-``native`` is implemented by the C++ library (CPU); the reference is plain PyTorch and needs no op.
+``native`` is implemented by the C++ library (CPU and CUDA), ``triton`` by fusedrnn.triton; the
+reference is plain PyTorch and needs no op.
 Sizes: N tokens, H features, V words, M nodes, R weight rows, E = V + M - 1 branches.
+
+What GPUs have besides: ``plan``, which forward leaves for backward (``SoftmaxGpuPlan`` in
+csrc/softmax.h), and ``met``, the rows of sparse gradients, which the CPU's op finds by itself.
 """
 
 from typing import NamedTuple
@@ -15,24 +19,25 @@ from torch.autograd.function import once_differentiable
 from . import _backend, _native, softmax_reference
 from ._trees import Tree
 from .reference import state_dtype
+from .triton.softmax import plan_size
 
 TREE = (
     "Tensor leaf_rank, Tensor node_rows, Tensor node_branches, "
     "Tensor branch_leaf, Tensor branch_node"
 )
-_native.LIBRARY.define(
-    "hierarchical_softmax_forward.native(Tensor input, Tensor weight, Tensor? bias, Tensor target, "
-    f"{TREE}, int path_rows, int ignore_index, float label_smoothing, float z_loss, bool save) "
-    "-> (Tensor output, Tensor objective, Tensor saved)"
+_FORWARD = (
+    f"(Tensor input, Tensor weight, Tensor? bias, Tensor target, {TREE}, int path_rows, int depth, "
+    "int ignore_index, float label_smoothing, float z_loss, bool save) "
+    "-> (Tensor output, Tensor objective, Tensor saved, Tensor plan)"
 )
-_native.LIBRARY.define(
-    "hierarchical_softmax_backward.native(Tensor grad, Tensor input, Tensor weight, Tensor target, "
-    f"{TREE}, Tensor saved, int ignore_index, bool need_input, bool need_weight, bool need_bias, "
-    "bool sparse) -> (Tensor dinput, Tensor dweight, Tensor dbias, Tensor rows)"
+_BACKWARD = (
+    f"(Tensor grad, Tensor input, Tensor weight, Tensor target, {TREE}, Tensor saved, Tensor plan, "
+    "int ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse, "
+    "Tensor? met) "
+    "-> (Tensor dinput, Tensor dweight, Tensor dbias, Tensor rows)"
 )
 
 
-@torch.library.register_fake("fusedrnn::hierarchical_softmax_forward.native")
 def _fake_forward(
     input: Tensor,
     weight: Tensor,
@@ -44,21 +49,25 @@ def _fake_forward(
     branch_leaf: Tensor,
     branch_node: Tensor,
     path_rows: int,
+    depth: int,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    planned: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     N, wide = input.shape[0], state_dtype(input.dtype)
     plain = label_smoothing == 0 and z_loss == 0
+    size = plan_size(N, node_rows.shape[0] - 1, depth) if planned and save else 0
     return (
         input.new_empty(N, dtype=wide),
         input.new_empty(0 if plain else N, dtype=wide),
         input.new_empty(N if save else 0, path_rows, dtype=wide),
+        input.new_empty(size, dtype=torch.int32),
     )
 
 
-@torch.library.register_fake("fusedrnn::hierarchical_softmax_backward.native")
 def _fake_backward(
     grad: Tensor,
     input: Tensor,
@@ -70,20 +79,47 @@ def _fake_backward(
     branch_leaf: Tensor,
     branch_node: Tensor,
     saved: Tensor,
+    plan: Tensor,
     ignore_index: int,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,
     sparse: bool,
+    met: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    N, H = input.shape
-    R = torch.library.get_ctx().new_dynamic_size() if sparse else weight.shape[0]
+    (N, H), R, found = input.shape, weight.shape[0], 0
+    if met is not None:
+        R = met.shape[0]
+    elif sparse:
+        R = found = torch.library.get_ctx().new_dynamic_size()
     return (
         input.new_empty(N if need_input else 0, H),
         weight.new_empty(R if need_weight else 0, H),
         weight.new_empty(R if need_bias else 0),
-        target.new_empty(R if sparse else 0),
+        target.new_empty(found),
     )
+
+
+def _fake_forward_native(input: Tensor, *args: object) -> tuple[Tensor, ...]:
+    return _fake_forward(input, *args, planned=input.device.type == "cuda")
+
+
+def _fake_forward_triton(input: Tensor, *args: object) -> tuple[Tensor, ...]:
+    return _fake_forward(input, *args, planned=True)
+
+
+for _overload, _fake in (("native", _fake_forward_native), ("triton", _fake_forward_triton)):
+    for _name, _schema, _of in (
+        ("hierarchical_softmax_forward", _FORWARD, _fake),
+        ("hierarchical_softmax_backward", _BACKWARD, _fake_backward),
+    ):
+        _native.LIBRARY.define(f"{_name}.{_overload}{_schema}")
+        torch.library.register_fake(f"fusedrnn::{_name}.{_overload}", _of)
+
+
+def _op(direction: str, backend: str) -> torch._ops.OpOverload:
+    packet = getattr(torch.ops.fusedrnn, f"hierarchical_softmax_{direction}")
+    return packet.triton if backend == "triton" else packet.native
 
 
 def _row_sparse(rows: Tensor, values: Tensor, size: torch.Size) -> Tensor:
@@ -91,6 +127,16 @@ def _row_sparse(rows: Tensor, values: Tensor, size: torch.Size) -> Tensor:
     return torch.sparse_coo_tensor(
         rows.unsqueeze(0), values, size, is_coalesced=True, check_invariants=False
     )
+
+
+def _rows_met(plan: Tensor, tree: Tree, R: int) -> Tensor:
+    """The rows of the nodes that tokens meet, in order: how many there are, the host must wait for.
+
+    A plan ends in the first and the last token of every node, and its column.
+    """
+    begin, end, _ = plan[len(plan) - 3 * (len(tree.node_rows) - 1) :].chunk(3)
+    met = (begin < end).repeat_interleave(tree.node_rows.diff(), output_size=R)
+    return met.nonzero().squeeze(1)
 
 
 class Training(NamedTuple):
@@ -114,26 +160,28 @@ PLAIN = Training()
 
 
 class TargetLogProb(torch.autograd.Function):
-    """The native op with gradients of input, weight and bias: those that are needed."""
+    """The ops of a backend with gradients of input, weight and bias: those that are needed."""
 
     @staticmethod
     def forward(
         ctx: object,
+        backend: str,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
         path_rows: int,
+        depth: int,
         training: Training,
         sparse: bool,
         *tree: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Run the forward op, saving for backward: log p, and the objective where it differs."""
-        output, objective, saved = torch.ops.fusedrnn.hierarchical_softmax_forward.native(
-            input, weight, bias, target, *tree, path_rows, *training, True
+        output, objective, saved, plan = _op("forward", backend)(
+            input, weight, bias, target, *tree, path_rows, depth, *training, True
         )
-        ctx.ignore_index, ctx.sparse = training.ignore_index, sparse
-        ctx.save_for_backward(input, weight, target, saved, *tree)
+        ctx.backend, ctx.ignore_index, ctx.sparse = backend, training.ignore_index, sparse
+        ctx.save_for_backward(input, weight, target, saved, plan, *tree)
         if training.plain:
             return output
         ctx.mark_non_differentiable(output)
@@ -143,16 +191,21 @@ class TargetLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Run the backward op; it writes only what is needed."""
-        input, weight, target, saved, *tree = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        dinput, dweight, dbias, rows = torch.ops.fusedrnn.hierarchical_softmax_backward.native(
-            grads[-1], input, weight, target, *tree, saved, ctx.ignore_index, *needs, ctx.sparse
+        input, weight, target, saved, plan, *tree = ctx.saved_tensors
+        needs, given = ctx.needs_input_grad[1:4], (input, weight, target, *tree, saved, plan)
+        met = None
+        if ctx.sparse and ctx.backend != "cpu":
+            met = _rows_met(plan, Tree(*tree), len(weight))
+        dinput, dweight, dbias, rows = _op("backward", ctx.backend)(
+            grads[-1], *given, ctx.ignore_index, *needs, ctx.sparse, met
         )
         if ctx.sparse:
+            rows = rows if met is None else met
             dweight = _row_sparse(rows, dweight, weight.shape) if needs[1] else None
             dbias = _row_sparse(rows, dbias, weight.shape[:1]) if needs[2] else None
         of = (dinput, dweight, dbias)
-        return *(g if need else None for g, need in zip(of, needs, strict=True)), *[None] * 9
+        grads = (g if need else None for g, need in zip(of, needs, strict=True))
+        return None, *grads, *[None] * 10
 
 
 class SparseGradCast(torch.autograd.Function):
@@ -189,17 +242,16 @@ class RowSparseGrad(torch.autograd.Function):
 
 
 def softmax_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
-    """For each backend, why it cannot serve the hierarchical softmax on such tensors, or None.
+    """For each backend, why it cannot serve the loss on such tensors, or None.
 
     Args:
         device: the type of device the tensors are on, as ``torch.device.type``.
         dtype: that of input and weight.
     """
-    native = "no kernel of the hierarchical softmax is written for it yet"
     reason = None
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
-    return {"cpu": reason, "cuda": native, "triton": native}
+    return {"cpu": reason, "cuda": reason, "triton": reason}
 
 
 def target_log_prob(
@@ -234,8 +286,10 @@ def target_log_prob(
     Raises:
         RuntimeError: the backend asked for cannot serve the call.
     """
+    device = input.device.type
+    backend, _ = _backend.choose(device, softmax_limits(device, input.dtype))
     parameters = (input, weight, bias)
-    if serving(input) == "reference":
+    if backend == "reference":
         if sparse:
             rows = softmax_reference.rows_met(target[target != training.ignore_index], tree, depth)
             weight = RowSparseGrad.apply(weight, rows)
@@ -244,17 +298,14 @@ def target_log_prob(
             input, weight, bias, target, tree, depth, *training
         )
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in parameters):
-        result = TargetLogProb.apply(*parameters, target, path_rows, training, sparse, *tree)
+        result = TargetLogProb.apply(
+            backend, *parameters, target, path_rows, depth, training, sparse, *tree
+        )
         return (result, result) if training.plain else result
-    op = torch.ops.fusedrnn.hierarchical_softmax_forward.native
-    output, objective, _ = op(*parameters, target, *tree, path_rows, *training, False)
+    output, objective, *_ = _op("forward", backend)(
+        *parameters, target, *tree, path_rows, depth, *training, False
+    )
     return output, output if training.plain else objective
-
-
-def serving(input: Tensor) -> str:
-    """The backend that serves calls with such an input."""
-    device = input.device.type
-    return _backend.choose(device, softmax_limits(device, input.dtype))[0]
 
 
 def _mark_coalesced(parameter: Tensor) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import _native, softmax_reference
+from . import _backend, _native, softmax_reference
 from ._trees import Tree
-from .softmax_ops import TREE, serving
+from .softmax_ops import TREE, softmax_limits
 
 _native.LIBRARY.define(f"hierarchical_log_softmax.native(Tensor logits, {TREE}) -> Tensor")
 _native.LIBRARY.define(
@@ -77,9 +77,37 @@ class LogSoftmax(torch.autograd.Function):
         return op(grad, *ctx.saved_tensors), *[None] * len(Tree._fields)
 
 
+def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
+    """For each backend, why it cannot score all words on such tensors, or None.
+
+    Args:
+        device: the type of device the tensors are on, as ``torch.device.type``.
+        dtype: that of input and weight.
+    """
+    triton = "no Triton kernel that scores all words is written yet"
+    return softmax_limits(device, dtype) | {"triton": triton}
+
+
+def search_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
+    """Likewise of ``topk`` and ``sample``. The reference scores all words, by any backend."""
+    gpu = "no GPU kernel that searches or samples is written yet: all words are scored"
+    return softmax_limits(device, dtype) | {"cuda": gpu, "triton": gpu}
+
+
+def scoring(input: Tensor) -> str:
+    """The backend that scores all words for such an input."""
+    device = input.device.type
+    return _backend.choose(device, score_limits(device, input.dtype))[0]
+
+
+def _searching(input: Tensor) -> str:
+    device = input.device.type
+    return _backend.choose(device, search_limits(device, input.dtype))[0]
+
+
 def log_prob_of_logits(logits: Tensor, tree: Tree, depth: int) -> Tensor:
     """From the logits of all rows ``[N, R]``, float32 or float64, to ``[N, V]``."""
-    if serving(logits) == "reference":
+    if scoring(logits) == "reference":
         return softmax_reference.log_prob_of_logits(logits, tree, depth)
     if torch.is_grad_enabled() and logits.requires_grad:
         return LogSoftmax.apply(logits, *tree)
@@ -126,8 +154,8 @@ def topk(
 
     The third, ``[N]``, is how many rows of the weight were needed.
     """
-    if serving(input) == "reference":
-        every = softmax_reference.log_prob(input, weight, bias, tree, depth)
+    if _searching(input) == "reference":
+        every = log_prob(input, weight, bias, tree, depth)
         rows = tree.leaf_rank.new_full((len(input),), weight.shape[0])
         return *softmax_reference.topk(every, k), rows
     return _search(input, weight, bias, tree, root_rows, k, None, 1.0)
@@ -148,9 +176,9 @@ def draw(
 
     All logits are multiplied by ``scale``.
     """
-    if serving(input) == "reference":
+    if _searching(input) == "reference":
         z = scale * softmax_reference.logits(input, weight, bias)
-        every = softmax_reference.log_prob_of_logits(z, tree, depth)
+        every = log_prob_of_logits(z, tree, depth)
         words = softmax_reference.draw(every, tree, uniform)
         return words, every.gather(1, words.unsqueeze(1)).squeeze(1)
     log_p, words, _ = _search(input, weight, bias, tree, root_rows, 1, uniform, scale)

@@ -204,7 +204,7 @@ def _plain_direction(
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < T:
             states = choose(reset.mask[boundary] & (boundary < end), anew, states)
-        new = cell.reference(gx[t].chunk(gates, -1), states, recur)
+        new, _ = cell.reference(gx[t].chunk(gates, -1), states, recur)
         if w.weight_hr is not None:
             new = (linear(new[0], w.weight_hr), *new[1:])
         states = choose(t < end, new, states)

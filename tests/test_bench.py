@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import command_run, results, table, timing
-from benchmarks.case import MODES, OPS, Case, CaseError, parse_shape
+from benchmarks.case import COUNTS, MODES, OPS, WORD_OPS, Case, CaseError, parse_shape
 from benchmarks.contender import Failure, build
 from benchmarks.peers import PEERS
 from benchmarks.problems import path_log_prob, problem
@@ -126,6 +126,28 @@ def test_a_wrong_output_or_gradient_is_found(spoilt):
     assert verify(task, of).wrong.startswith(f"{spoilt}: error 1.")
 
 
+@pytest.mark.parametrize("spoilt", ["log_prob", "words"])
+def test_a_wrong_word_or_its_probability_is_found(spoilt):
+    of = problem(WORDS.on(op="topk", mode="infer"))
+    task = PEERS["fusedrnn two-level"].build(of)
+    assert verify(task, of).wrong is None
+    forward = task.forward
+    change = {"log_prob": lambda t: t * 1.0000123, "words": lambda t: t.flip(1)}[spoilt]
+    task.forward = lambda: (got := forward()) | {spoilt: change(got[spoilt])}
+    assert verify(task, of).wrong.startswith(f"{spoilt}: error")
+
+
+def test_either_of_two_equal_words_is_right():
+    of = problem(Case("topk", "", "infer", (30, 6, 11)))
+    every = of._every("flat", torch.float64)
+    every[:, 5] = every[:, 3] = 0.0  # the most probable of all
+    truth, _ = of.judge("flat")
+    got = of.answer(every)
+    other = torch.where(got["words"] == 3, 5, torch.where(got["words"] == 5, 3, got["words"]))
+    assert not torch.equal(other, got["words"])
+    assert torch.equal(of.comparable(got | {"words": other}, "flat")["words"], truth["words"])
+
+
 def test_nan_is_wrong():
     of = problem(SMALL)
     task = PEERS["fusedrnn"].build(of)
@@ -198,6 +220,15 @@ def test_lengths_are_set_against_the_same_rows_all_long():
     assert not table.layouts(Run("t", "", "", {}, {}, rows[:1]))
 
 
+def test_another_commit_is_told_as_a_ratio():
+    rows = [
+        Row(SMALL, "fusedrnn", "ok", samples=[0.8] * 5, ours=True),
+        Row(SMALL, "fusedrnn@v0.1", "ok", samples=[1.0] * 5),
+    ]
+    head, line = table.commits(Run("t", "", "", {}, {}, rows))
+    assert head.endswith("as v0.1:") and line.endswith(": 1.25x (1.25-1.25)")
+
+
 # -- peers
 
 
@@ -212,6 +243,28 @@ def test_every_peer_of_layers_is_right_or_says_why_not(name, cell):
         assert failure.status == "unsupported" and len(failure.reason) > 10
     else:
         assert built.verdict.error is not None
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("op", WORD_OPS)
+@pytest.mark.parametrize("name", [n for n, p in PEERS.items() if {*WORD_OPS} & {*p.ops}])
+def test_every_peer_of_output_layers_is_right_or_says_why_not(name, op, counts):
+    if name.startswith("compiled"):
+        pytest.skip("compiles for seconds; the benchmark verifies it whenever it runs")
+    mode = "fwdbwd" if op == "softmax" else "infer"
+    try:
+        built = build(name, Case(op, "", mode, (240, 64, 11), counts=counts), 0.01)
+    except Failure as failure:
+        assert failure.status == "unsupported" and len(failure.reason) > 10
+    else:
+        assert built.verdict.error is not None or name == "gensim"
+
+
+def test_adaptive_softmax_is_held_to_torchs():
+    built = build("fusedrnn adaptive", Case("softmax", "", "fwdbwd", (240, 64, 11)), 0.01)
+    assert built.verdict.bound is not None
+    with pytest.raises(Failure, match="its clusters need at least 200 and 64"):
+        build("fusedrnn adaptive", WORDS, 0.01)
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -81,6 +81,7 @@ def test_page_shows_what_was_lost_first(page):
         assert f"<h2>{head}</h2>" in text
     assert text.count("--shape T=16,B=4,I=8,H=8 --peer fusedrnn") == 2
     assert "out of memory" in text
+    assert "<dt>torch.nn</dt><dd>input product, recurrence, all gradients" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -186,7 +187,13 @@ def test_table3_is_drawn_and_told(trained, tmp_path):
     assert [line[heads.index("x full")] for line in body][-1] == "1.0"
     out = tmp_path / "page.html"
     assert main(["report", str(trained / "table3.json"), "-o", str(out)]) == 0
-    assert "Perplexity against speed" in out.read_text()
+    text = out.read_text()
+    assert "<h2>Perplexity against speed</h2>" in text and "Slower than" not in text
+    assert "<td>2 classes</td>" in text
+
+
+def test_the_folder_of_a_corpus_is_not_recorded(trained):
+    assert "--corpus text.txt --hidden" in load(trained / "lm.json").command
 
 
 def test_goals_of_the_language_model_are_told():

@@ -1,5 +1,6 @@
 """The benchmark suite at work: rows that fail, commands, other commits, mistakes in arguments."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import fusedrnn
-from benchmarks import base, results, runner, table, timing
+from benchmarks import base, command_run, environment, results, runner, table, timing
 from benchmarks.case import MODES, OPS, Case
 from benchmarks.cli import main
 from benchmarks.command_compare import percent
@@ -53,7 +54,7 @@ def test_quick_verifies_and_times_every_row_of_ours(quick):
         assert row.error <= row.bound and len(row.samples) >= timing.FEWEST
     assert all(row.status in results.STATUSES for row in run.rows)
     assert {row.peer for row in run.rows if row.baseline} == {
-        "torch.nn", "torch.nn cell", "linear+cross_entropy",
+        "torch.nn", "torch.nn cell", "linear+cross_entropy", "linear+log_softmax",
     }  # fmt: skip
 
 
@@ -208,6 +209,27 @@ def test_another_commit_is_measured_in_its_own_process(tmp_path):
                            0.01).sample() > 0  # fmt: skip
     finally:
         other.close()
+
+
+# -- recording
+
+
+@pytest.mark.parametrize(("share", "stays"), [(None, True), (0.01, True), (0.4, False)])
+def test_a_busy_machine_is_not_recorded(share, stays, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = Run("cpu", "now", "", {"others": share})
+    out = tmp_path / "results" / "one.json"
+    run.save(out)
+    assert (command_run.kept(run, out, True) == out) == stays == out.exists()
+    assert Path("bench-cpu.json").exists() != stays
+    assert ("nothing is recorded" in capsys.readouterr().out) != stays
+
+
+def test_what_others_take_is_told(monkeypatch):
+    seconds = iter([(100.0, 50.0, 7.0), (110.0, 64.0, 11.0)])  # clock, all processors, own
+    monkeypatch.setattr(environment.Others, "_seconds", lambda self: next(seconds))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert environment.Others().share() == 0.5  # 14 of 20, 4 of them ours
 
 
 def test_a_commit_that_git_does_not_know(capsys):

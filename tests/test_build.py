@@ -300,14 +300,14 @@ def test_cpu_kernels(tmp_path):
 @needs_nvcc
 def test_cuda_and_cpu_kernels(tmp_path):
     tree = one_cell_tree(tmp_path / "tree")
-    done = pip_wheel(tree, FUSEDRNN_CUDA="on", FUSEDRNN_ARCHS="90a")
+    done = pip_wheel(tree, FUSEDRNN_CUDA="on", FUSEDRNN_ARCHS="80")
     wheel = the_wheel(tree, done)
     line = recorded(wheel)
     assert line in done.stdout
-    assert line.startswith("fusedrnn: CUDA kernels (sm_90a) and CPU kernels (FUSEDRNN_CUDA=on")
+    assert line.startswith("fusedrnn: CUDA kernels (sm_80) and CPU kernels (FUSEDRNN_CUDA=on")
     python = bare_environment(tmp_path / "venv", wheel, "triton")
     assert run(python, USE).strip() == "None"  # loads beside any torch, GPU or not
-    assert "CUDA code  90a" in run(python, "")
+    assert "CUDA code  80" in run(python, "")
     check = [sys.executable, ROOT / "tools/check_binary.py"]
     (library,) = (tmp_path / "venv").glob("lib/python*/site-packages/fusedrnn/libfusedrnn.so")
     checked = subprocess.run([*check, library], capture_output=True, text=True)

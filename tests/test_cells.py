@@ -46,10 +46,11 @@ def test_a_unit_is_the_reference(cell, seed):
     x, s, w = random(cell, seed)
     tensor = lambda v: torch.tensor([[v]], dtype=torch.float64)  # noqa: E731
     recur = lambda v, first=0, last=None: [w[g] * v for g in range(len(w))[first:last]]  # noqa: E731
-    truth = cell.reference(tuple(map(tensor, x)), tuple(map(tensor, s)), recur)
+    truth, kept = cell.reference(tuple(map(tensor, x)), tuple(map(tensor, s)), recur)
     out, saved = forward(cell, x, s, w)
     np.testing.assert_allclose(out, [t.item() for t in truth], rtol=1e-14)
-    assert len(saved) == len(cell.saved)
+    assert len(saved) == len(kept) == len(cell.saved)
+    np.testing.assert_allclose(saved, [t.item() for t in kept], rtol=1e-14)
 
 
 @cells

@@ -137,7 +137,7 @@ def sequence(cell, x, weights, h0, c0, lengths=None, reset=None):
     """ops.sequence with gradients, but on the CUDA kernels wherever the tensors are."""
     mask, *anew = (None, None, None) if reset is None else reset
     leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
-    return _autograd.Sequence.apply(cell.name, "cuda", lengths, mask, *leaves)
+    return _autograd.Sequence.apply(cell.name, "cuda", False, False, lengths, mask, *leaves)
 
 
 def round_trip(device, cell, case, tensors):

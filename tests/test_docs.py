@@ -44,7 +44,7 @@ def test_docstring_examples(name):
 def test_every_public_name_has_an_example():
     for name in fusedrnn.__all__:
         thing = getattr(fusedrnn, name)
-        if name != "init":
+        if name not in ("gates", "init"):  # modules
             assert ">>>" in (thing.__doc__ or ""), name
     for name in ("identity_", "forget_bias_"):
         assert ">>>" in getattr(fusedrnn.init, name).__doc__

@@ -12,7 +12,7 @@ import torch
 from benchmarks import cli, gpu_check_micro, gpu_check_programs
 from benchmarks import command_gpu_check as command
 from benchmarks.gpu_check import Part, Run, load
-from benchmarks.gpu_check_kernels import KERNELS, kernels_of, sizes
+from benchmarks.gpu_check_kernels import KERNELS, dtypes, kernels_of, sizes
 from benchmarks.results import ResultsError
 from fusedrnn.cells import CELLS
 
@@ -22,6 +22,7 @@ def test_every_part_runs_dry(part, tmp_path):
     """All but the microbenchmarks, see below."""
     how = [] if part == "tests" else ["--in-process"]  # pytest inside pytest would share modules
     options = ["--dry", "--out", str(tmp_path), "--part", part, "--commit", "abc"]
+    options += ["--seconds", "300"]  # a busy machine is not what is tested
     assert cli.main(["gpu-check", *options, *how]) == 0
     record = load(tmp_path / f"{part}.json")
     assert (record.part, record.dry, record.status) == (part, True, "complete"), record
@@ -38,21 +39,21 @@ def test_all_parts_have_room_in_the_time_and_in_eight_files():
 def test_a_part_that_hangs_dies_or_says_nothing_is_told(tmp_path, monkeypatch):
     seed = tmp_path / "seed"
     seed.mkdir()
-    Run("stepwise", seed, 9, True, "").add(kernel="k", status="ok")
-    copy = f"import shutil; shutil.copy({str(seed / 'stepwise.json')!r}, {str(tmp_path)!r}); "
+    Run("cuda", seed, 9, True, "").add(kernel="k", status="ok")
+    copy = f"import shutil; shutil.copy({str(seed / 'cuda.json')!r}, {str(tmp_path)!r}); "
     options = SimpleNamespace(out=tmp_path, dry=True, commit="")
     monkeypatch.setattr(command, "GRACE", 1)
 
     def child(code, seconds=20):
         monkeypatch.setattr(command, "start", lambda *_: [sys.executable, "-c", code])
-        return command.child("stepwise", options, seconds)
+        return command.child("cuda", options, seconds)
 
     for code, seconds, status, said in (
         (f"{copy}import time; time.sleep(60)", 1, "cut off", "ended by force after 2 s"),
         (f"{copy}raise RuntimeError('a sticky error')", 20, "failed", "a sticky error"),
     ):
         assert child(code, seconds).status == status
-        record = load(tmp_path / "stepwise.json")
+        record = load(tmp_path / "cuda.json")
         assert record.status == status and said in record.reason
         assert record.entries == [{"kernel": "k", "status": "ok"}]
     record = child("print('nothing')")
@@ -86,7 +87,7 @@ def test_wrong_use_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = ["gpu-check", "--out", str(tmp_path)]
     for options, said in (
-        (["--part", "wgmma"], "known are stepwise, triton"),
+        (["--part", "wgmma"], "known are cuda, triton"),
         ([], "torch sees no GPU; --dry"),
         (["--dry", "--in-process"], "takes one --part"),
     ):
@@ -94,7 +95,7 @@ def test_wrong_use_is_told(tmp_path, capsys, monkeypatch):
         assert said in capsys.readouterr().err
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"kind": "gpu-check", "schema": 99}))
-    with pytest.raises(ResultsError, match="another schema"):
+    with pytest.raises(ResultsError, match="its schema is 99, not 1"):
         load(other)
 
 
@@ -142,13 +143,17 @@ def test_the_kernels_of_a_profile_are_recognised():
         "void at::native::vectorized_elementwise_kernel<4>(int)",
         "backward_operand_step",
         "ampere_sgemm_32x32_nn",
+        "fusedrnn::cuda::softmax_walk(fusedrnn::SoftmaxTree, fusedrnn::SoftmaxGpuPlan)",
+        "void (anonymous namespace)::softmax_warp_forward<float, float>(float*, float const*)",
+        "void fusedrnn::cuda::cluster_forward<fusedrnn::base::GRU, __half, 0, 1>(...)",
     ]
-    assert kernels_of(names) == ["backward_operand_step", "forward_step", "whole_backward"]
+    expected = ["backward_operand_step", "cluster_forward", "forward_step", "softmax_walk"]
+    assert kernels_of(names) == [*expected, "whole_backward"]
 
 
 def test_sizes_reach_the_kernel_that_is_meant():
     for kernel in KERNELS:
         for cell in CELLS:
-            for dtype in ("float64", "bfloat16"):
-                *_, H = sizes(kernel, cell, dtype, "cpu")
-                assert (H <= 128) == (kernel == "Triton whole-sequence"), (kernel, cell, dtype)
+            for dtype in dtypes(kernel):
+                for *_, H in sizes(kernel, cell, dtype, "cpu"):
+                    assert (H <= 128) == (kernel == "Triton whole-sequence"), (kernel, cell, dtype)

@@ -9,6 +9,7 @@ from benchmarks import cli
 from benchmarks import command_gpu_status as command
 from benchmarks.gpu_check import Record, load
 from benchmarks.gpu_check_cudnn import Row, table
+from benchmarks.gpu_check_kernels import CLUSTER, DTYPES
 from fusedrnn.cells import CELLS
 
 CARD = {"gpu": "NVIDIA H200", "slug": "nvidia-h200", "commit": "abc123def", "dirty": False}
@@ -18,7 +19,8 @@ def rows(page):
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     title, rule, *body = lines
     assert title == ["kernel", "dtype", "direction", "on a GPU", "shown without one"]
-    return {tuple(row[:3]): row[3] for row in body if len(row) == 5}
+    body = [row for row in body if len(row) == 5 and row not in (title, rule)]
+    return {tuple(row[:3]): row[3] for row in body}
 
 
 def entry(**changes):
@@ -27,7 +29,7 @@ def entry(**changes):
     return fields | changes
 
 
-def made(part="stepwise", created="2026-11-22T10:00:00+0000", entries=(), **changes):
+def made(part="cuda", created="2026-11-22T10:00:00+0000", entries=(), **changes):
     return Record(part, changes.pop("dry", False), created, CARD | changes, "complete",
                   entries=list(entries))  # fmt: skip
 
@@ -38,8 +40,13 @@ def test_the_page_is_what_the_files_say():
 
 
 def test_every_kernel_dtype_and_direction_has_one_row():
-    expected = product(command.KERNELS, command.DTYPES, command.DIRECTIONS)
-    assert list(rows(command.page([]))) == list(expected)
+    kernels = (*command.KERNELS, *command.gpu_check_softmax.KERNELS)
+    expected = [
+        row
+        for row in product(kernels, DTYPES, command.DIRECTIONS)
+        if row[0] != CLUSTER or row[1].endswith("16")
+    ]
+    assert list(rows(command.page([]))) == expected
     assert set(rows(command.page([])).values()) == {command.NEVER}
     assert not [name for name in CELLS if f"`{name}`" not in command.page([])]
 
@@ -60,6 +67,9 @@ def test_a_row_says_what_is_wrong_or_missing_and_the_newest_run_counts():
     key = "stepwise CUDA", "float32", "forward"
     said = rows(command.page([new, old]))[key]
     assert said == "NVIDIA H200, 2026-12-01, fff, changed since: **gru failed**"
+    trees = [entry(kernel="softmax Triton", cell=tree) for tree in ("flat", "huffman")]
+    said = rows(command.page([made(entries=trees)]))["softmax Triton", "float32", "forward"]
+    assert "ok (2 of 3 trees)" in said
     other = made(gpu="NVIDIA A100", entries=[entry()])
     said = rows(command.page([old, other]))[key]
     assert said.startswith("NVIDIA H200, ") and "; NVIDIA A100, " in said
@@ -94,12 +104,12 @@ def test_files_are_recorded_once_they_are_of_a_gpu(tmp_path, monkeypatch, capsys
 
     assert "no JSON file" in run("--add", str(folder))[1]
     for record, said in ((made(dry=True), "dry run"), (made(commit="unknown"), "--commit")):
-        record.save(folder / "stepwise.json")
+        record.save(folder / "cuda.json")
         status, text = run("--add", str(folder))
         assert status == 2 and said in text
-    (folder / "stepwise.json").write_text("{}")
+    (folder / "cuda.json").write_text("{}")
     assert "not a result of gpu-check" in run("--add", str(folder))[1]
-    made(entries=[entry()]).save(folder / "stepwise.json")
+    made(entries=[entry()]).save(folder / "cuda.json")
     monkeypatch.setattr(command, "records", lambda: loaded(command.RECORDED))
     assert run("--check") == (1, "page.md: stale\n")
     status, text = run("--add", str(folder))

@@ -304,3 +304,20 @@ def test_reference_rounds_like_the_kernels_in_16_bits():
         assert y.dtype == z.dtype == torch.bfloat16
         last_bits = 2 * torch.finfo(torch.bfloat16).eps * y.abs().clamp_min(1)
         assert ((y.float() - z.float()).abs() <= last_bits).all(), cell.name
+
+
+@cells
+@directions
+@pytest.mark.parametrize("lengths", [None, (3, 6, 0, 1)])
+def test_the_trace_is_the_references(cell, directions, lengths, device):
+    """What the kernels save is what the equations call by the same names."""
+    P = 3 if cell.name == "lstm" and directions == 2 else None
+    case = Case(6, 4, 5, P, directions=directions, lengths=lengths, reset="given")
+    call = arguments(case, inputs(cell, case, torch.float64, device))
+    with fusedrnn.backend("reference"):
+        expected = ops.sequence(cell, *call, trace=True)
+    for grad in (False, True):
+        call[0].requires_grad_(grad)
+        found = ops.sequence(cell, *call, trace=True)
+        assert_close64(found, expected, cell.name)
+        assert [t.requires_grad for t in found[3:]] == [False, False]

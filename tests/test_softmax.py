@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from trees import TREES, brown_counts, by_paths, mixed, trees, zipf
 
 import fusedrnn
-from fusedrnn import HierarchicalSoftmax, Hierarchy, _native, softmax
+from fusedrnn import HierarchicalSoftmax, Hierarchy, _native, softmax, softmax_score
 from fusedrnn.softmax_ops import target_log_prob
 
 needs_native = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
@@ -46,6 +46,19 @@ def gradients(output, layer, x):
     """Of a fixed random function of the output: with respect to input and parameters."""
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
     return torch.autograd.grad((output * weights).sum(), [x, *layer.parameters()])
+
+
+def check_gradients(layer, x, target, *, which=0, leaf=lambda tensor: tensor, **options):
+    """gradcheck of an output of the op: 0 is log p, 1 the objective; ``leaf`` wraps parameters."""
+    tree = layer.hierarchy
+
+    def function(x, weight, bias):
+        weight, bias = leaf(weight), leaf(bias)
+        sizes = layer._tree(), tree.max_path_rows, tree.depth
+        return target_log_prob(x, weight, bias, target, *sizes, **options)[which]
+
+    with fusedrnn.backend("cpu"):
+        assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
 
 
 def check_exact(ours, torchs, truth, dtype, what):
@@ -102,16 +115,7 @@ def test_flat_is_linear_and_cross_entropy(words, dtype, place):
 @needs_native
 @pytest.mark.parametrize("name", ["flat", "huffman-2", "chain", "singletons", "mixed"])
 def test_gradcheck(name):
-    hierarchy = TREES[name]()
-    layer, x, target = problem(hierarchy, 6, 3)
-
-    def function(x, weight, bias):
-        return target_log_prob(
-            x, weight, bias, target, layer._tree(), hierarchy.max_path_rows, hierarchy.depth
-        )[0]
-
-    with fusedrnn.backend("cpu"):
-        assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+    check_gradients(*problem(TREES[name](), 6, 3))
 
 
 @trees
@@ -428,16 +432,16 @@ def test_opcheck(tree, bias, dtype):
     ops = torch.ops.fusedrnn
     tensors = [t if t is None else t.detach() for t in (x, layer.weight, layer.bias)]
     rest = (target, *layer._tree())
-    rows = layer.hierarchy.max_path_rows
+    sizes = (layer.hierarchy.max_path_rows, layer.hierarchy.depth)
     for options in [(-100, 0.0, 0.0, True), (-100, 0.0, 0.0, False), (-100, 0.1, 1e-3, True)]:
-        opcheck(ops.hierarchical_softmax_forward.native, (*tensors, *rest, rows, *options))
-    output, _, saved = ops.hierarchical_softmax_forward.native(
-        *tensors, *rest, rows, -100, 0.0, 0.0, True
+        opcheck(ops.hierarchical_softmax_forward.native, (*tensors, *rest, *sizes, *options))
+    output, _, saved, plan = ops.hierarchical_softmax_forward.native(
+        *tensors, *rest, *sizes, -100, 0.0, 0.0, True
     )
     for needs in [(True, True, True), (True, False, False), (False, False, True)]:
         opcheck(
             ops.hierarchical_softmax_backward.native,
-            (torch.randn_like(output), *tensors[:2], *rest, saved, -100, *needs, False),
+            (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100, *needs, False, None),
         )
 
 
@@ -537,8 +541,9 @@ def test_a_backend_that_cannot_serve_says_why():
     layer, x, target = problem(mixed(), 6, 4)
     with fusedrnn.backend("cuda"), pytest.raises(RuntimeError, match="tensors are on cpu"):
         layer(x, target)
-    limits = softmax.softmax_limits("cuda", torch.float32)
-    assert limits["cpu"] is None and "hierarchical softmax" in limits["cuda"]
+    assert set(softmax.softmax_limits("cuda", torch.float32).values()) == {None}
+    assert softmax_score.score_limits("cuda", torch.float32)["cuda"] is None
+    assert "searches" in softmax_score.search_limits("cuda", torch.float32)["cuda"]
     assert "float8" in softmax.softmax_limits("cpu", torch.float8_e5m2)["cpu"]
 
 
@@ -548,8 +553,8 @@ def test_native_op_checks_its_arguments():
     op = torch.ops.fusedrnn.hierarchical_softmax_forward.native
     tree = layer._tree()
     with pytest.raises(RuntimeError, match="weight has 5 rows, but the hierarchy needs 7"):
-        op(x.detach(), layer.weight[:5], None, target, *tree, 5, -100, 0.0, 0.0, True)
+        op(x.detach(), layer.weight[:5], None, target, *tree, 5, 3, -100, 0.0, 0.0, True)
     with pytest.raises(RuntimeError, match="path_rows is less"):
-        op(x.detach(), layer.weight, None, target, *tree, 1, -100, 0.0, 0.0, True)
+        op(x.detach(), layer.weight, None, target, *tree, 1, 3, -100, 0.0, 0.0, True)
     with pytest.raises(RuntimeError, match="bias has the wrong dtype"):
-        op(x.detach(), layer.weight, layer.bias.float(), target, *tree, 7, -100, 0.0, 0.0, True)
+        op(x.detach(), layer.weight, layer.bias.float(), target, *tree, 7, 3, -100, 0.0, 0.0, True)

@@ -6,13 +6,12 @@ import pickle
 import pytest
 import torch
 from exactness import assert_close64
-from test_softmax import WHERE, gradients, needs_native, problem
+from test_softmax import WHERE, check_gradients, gradients, needs_native, problem
 from torch.library import opcheck
 from trees import TREES, mixed, trees
 
 import fusedrnn
 from fusedrnn import HierarchicalSoftmax, Hierarchy
-from fusedrnn.softmax_ops import target_log_prob
 
 
 @pytest.fixture(params=WHERE)
@@ -64,24 +63,9 @@ def test_the_rows_of_the_dense_gradient(tree, bias, dtype, place):
 @needs_native
 @pytest.mark.parametrize("name", ["flat", "huffman-2", "chain", "singletons", "mixed"])
 def test_gradcheck(name):
-    hierarchy = TREES[name]()
-    layer, x, target = problem(hierarchy, 5, 3)
-
-    def function(x, weight, bias):
-        # Dense parameters' gradients are compared: the clone's backward makes them so.
-        return target_log_prob(
-            x,
-            _Dense.apply(weight),
-            _Dense.apply(bias),
-            target % 4,
-            layer._tree(),
-            hierarchy.max_path_rows,
-            hierarchy.depth,
-            sparse=True,
-        )[0]
-
-    with fusedrnn.backend("cpu"):
-        assert torch.autograd.gradcheck(function, (x, layer.weight, layer.bias))
+    layer, x, target = problem(TREES[name](), 5, 3)
+    # Dense gradients of the parameters are compared: _Dense makes them so.
+    check_gradients(layer, x, target % 4, leaf=_Dense.apply, sparse=True)
 
 
 class _Dense(torch.autograd.Function):
@@ -210,14 +194,14 @@ def test_opcheck(dtype):
     ops = torch.ops.fusedrnn
     tensors = [t.detach() for t in (x, layer.weight, layer.bias)]
     rest = (target % 8, *layer._tree())
-    rows = layer.hierarchy.max_path_rows
-    output, _, saved = ops.hierarchical_softmax_forward.native(
-        *tensors, *rest, rows, -100, 0.0, 0.0, True
+    sizes = (layer.hierarchy.max_path_rows, layer.hierarchy.depth)
+    output, _, saved, plan = ops.hierarchical_softmax_forward.native(
+        *tensors, *rest, *sizes, -100, 0.0, 0.0, True
     )
     for needs in [(True, True, True), (False, True, False), (True, False, False)]:
         opcheck(
             ops.hierarchical_softmax_backward.native,
-            (torch.randn_like(output), *tensors[:2], *rest, saved, -100, *needs, True),
+            (torch.randn_like(output), *tensors[:2], *rest, saved, plan, -100, *needs, True, None),
         )
 
 

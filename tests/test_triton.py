@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 needs_triton = pytest.mark.skipif(not _backend._HAS_TRITON, reason="triton is not installed")
 
 
-def run_numbers(interpret):
-    numbers = Path(__file__).with_name("triton_numbers.py")
+def run_numbers(interpret, file="triton_numbers.py"):
+    numbers = Path(__file__).with_name(file)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(numbers)],
         env={**os.environ, "TRITON_INTERPRET": interpret},

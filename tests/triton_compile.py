@@ -1,9 +1,10 @@
 """Compiles the Triton kernels of given problems for a GPU that need not be there.
 
-Usage: ``python tests/triton_compile.py ARCH CELL:DTYPE:KERNEL[:PRECISION] ...``. Runs the real host
-code of fusedrnn.triton.sequence over a driver that compiles each launch and does not run it; prints
-what each kernel takes, one JSON line a kernel. A process of its own, since TRITON_INTERPRET must be
-unset and a driver is for a whole process.
+Usage: ``python tests/triton_compile.py ARCH CELL:DTYPE:KERNEL[:PRECISION] ...``; an output layer is
+``softmax:DTYPE:loss`` or ``softmax:DTYPE:smoothed``. Runs the real host code of fusedrnn.triton
+over a driver that compiles each launch and does not run it; prints what each kernel takes, one JSON
+line a kernel. A process of its own, since TRITON_INTERPRET must be unset and a driver is for a
+whole process.
 """
 
 import json
@@ -18,9 +19,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
+from fusedrnn import Hierarchy
 from fusedrnn.cells import CELLS
 from fusedrnn.triton import plan as planner
-from fusedrnn.triton import sequence
+from fusedrnn.triton import sequence, softmax
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -81,6 +83,20 @@ def call(name, dtype, kernel, shared):
         )
 
 
+def call_softmax(dtype, kernel):
+    """Likewise an output layer, in the middle of a block of tokens, with and without options."""
+    tree = Hierarchy.classes(range(1, 301)[::-1])
+    tensors, options = tree.tensors().values(), (0.1, 1e-3) if kernel == "smoothed" else (0.0, 0.0)
+    x, weight = torch.zeros(40, 300, dtype=dtype), torch.zeros(tree.rows, 300, dtype=dtype)
+    target, sizes = torch.zeros(40, dtype=torch.int64), (tree.max_path_rows, tree.depth)
+    output, _, saved, plan = softmax.softmax_forward(
+        x, weight, weight[:, 0], target, *tensors, *sizes, -100, *options, True
+    )
+    softmax.softmax_backward(
+        output, x, weight, target, *tensors, saved, plan, -100, True, True, True, False, None
+    )
+
+
 def main():
     arch, problems = int(sys.argv[1]), sys.argv[2:]
     # What one block may have: CUDA C++ Programming Guide, technical specifications per capability.
@@ -99,7 +115,10 @@ def main():
         if precision:
             planner.precision = lambda dtype, device, asked=precision[0]: asked
         compiled.clear()
-        call(cell, getattr(torch, dtype), kernel, shared)
+        if cell == "softmax":
+            call_softmax(getattr(torch, dtype), kernel)
+        else:
+            call(cell, getattr(torch, dtype), kernel, shared)
         for name, result in compiled.values():
             line = {"arch": arch, "problem": problem, "kernel": name, "limit": shared}
             line |= {"shared": result.metadata.shared, **resources(result.asm["cubin"])}

@@ -31,6 +31,10 @@ Written by `python tools/kernel_table.py compile -o docs/kernel-table.md`; a tes
 the compiler. Registers a thread, by architecture; static shared memory in bytes. "Spilled" adds
 spill stores, spill loads and stack over all architectures: 0 means that all stays in registers.
 
+Cluster kernels have the number of their shape (csrc/cluster_tile.h) and of tiles of eight batch
+rows in brackets. They are empty but on sm_90a and sm_100; their shared memory is dynamic, and
+`python -m fusedrnn plan` says how much.
+
 """
 
 
@@ -58,14 +62,19 @@ def _snake(name: str) -> str:
 
 
 def _identify(function: str) -> tuple[str, str, str]:
-    """Kernel, cell and dtype from a demangled name; "-" for what it does not have."""
+    """Kernel, cell and dtype from a demangled name; "-" for what it does not have.
+
+    Numbers among the template's arguments say which tile it is: ``cluster_forward[0, 4]``.
+    """
     found = re.search(r"fusedrnn::(?:\w+::)*(\w+)(?:<(.*)>)?\(", function)
     if not found:
         sys.exit(f"kernel_table: no kernel of fusedrnn: {function}")
-    arguments = re.sub(r"fusedrnn::(\w+::)*", "", found[2] or "")
-    *cell, dtype = arguments.split(", ")
+    arguments = re.sub(r"fusedrnn::(\w+::)*", "", found[2] or "").split(", ")
+    tile = [a for a in arguments if a.isdigit()]
+    *cell, dtype = (a for a in arguments if not a.isdigit())
     inner = "_".join(_snake(part) for part in re.findall(r"\w+", cell[0])) if cell else "-"
-    return found[1], inner, DTYPES.get(dtype, "-")
+    name = f"{found[1]}[{', '.join(tile)}]" if tile else found[1]
+    return name, inner, DTYPES.get(dtype, "-")
 
 
 def parse(log: str) -> list[Kernel]:

@@ -9,5 +9,4 @@ from ._base import PEERS, Peer, peer
 
 __all__ = ["PEERS", "Peer", "peer"]
 
-# In the order in which tables show them.
 _MODULES = (torch_layers, torch_softmax, gpu_layers, gpu_softmax, word2vec, ours)

@@ -44,23 +44,24 @@ class Peer:
 
     def missing(self) -> str | None:
         """Why it cannot run on this machine at all, and what would help; None: it can."""
-        if self.needs and find_spec(self.needs) is None:
-            return f"not installed: {self.get}"
+        lacks = []
         if self.devices == ("cuda",) and not torch.cuda.is_available():
-            return "needs an NVIDIA GPU, and torch sees none"
-        return None
+            lacks.append("an NVIDIA GPU, and torch sees none")
+        if self.needs and find_spec(self.needs) is None:
+            lacks.append(f"the module {self.needs}: {self.get}")
+        return f"needs {'; needs '.join(lacks)}" if lacks else None
 
     def obstacle(self, case: Case) -> str | None:
         """Why it cannot run this case, or None as far as can be told without building it."""
         if case.op not in self.ops:
             return f"has no {case.op}"
         if case.device not in self.devices:
-            return f"runs on {' and '.join(self.devices)} only"
+            return f"runs on {' and '.join(self.devices)} only: --device {self.devices[0]}"
         return self.missing()
 
 
 PEERS: dict[str, Peer] = {}
-"""Every peer by its name, in the order in which tables show them."""
+"""Every peer by its name."""
 
 
 def peer(name: str, *ops: str, **fields: object) -> Callable:

@@ -8,8 +8,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fusedrnn
 from fusedrnn.cells import CELLS
 
-from ..problems import Sequence, Softmax, our_module, outputs
+from ..problems import TOP, Sequence, Softmax, our_module, outputs
 from ..task import Results, Task, Unsupported
+from . import torch_softmax
 from ._base import peer
 
 
@@ -89,13 +90,32 @@ def output_layer(problem: Softmax, kind: str, **options: bool) -> Task:
     x, target = problem.leaf, problem.target
     passes = {"fwd": 1, "infer": 1, "bwd": 2, "fwdbwd": 3}[case.mode]
     flops = int(2 * passes * tree.expected_rows * case.shape[1] * case.shape[2])
-    return Task(lambda: {"loss": module(x, target).loss}, leaves, kind=kind, flops=flops)
+
+    def forward() -> Results:
+        if case.op == "softmax":
+            return {"loss": module(x, target).loss}
+        if case.op == "log_prob":
+            return {"log_prob": module.log_prob(x)}
+        best = module.topk(x, TOP)
+        return {"log_prob": best.log_prob, "words": best.words}
+
+    if case.op == "log_prob":
+        flops = 2 * tree.rows * case.shape[1] * case.shape[2]
+    elif case.op == "topk":
+        flops = None  # as many rows as the search needs
+    return Task(forward, leaves, kind=kind, flops=flops)
+
+
+WHAT = "softmax: loss and the gradients of x, weight, bias; log_prob: of all V words; "
+WHAT += "topk: exact search"
 
 
 @peer(
     "fusedrnn two-level",
     "softmax",
-    what="loss and the gradients of x, weight, bias; 0.6 sqrt(V) classes, square-root binning",
+    "log_prob",
+    "topk",
+    what=f"{WHAT}; 0.6 sqrt(V) classes, square-root binning",
     ours=True,
 )
 def two_level(problem: Softmax) -> Task:
@@ -106,7 +126,9 @@ def two_level(problem: Softmax) -> Task:
 @peer(
     "fusedrnn Huffman",
     "softmax",
-    what="loss and the gradients of x, weight, bias; a binary tree",
+    "log_prob",
+    "topk",
+    what=f"{WHAT}; a binary tree",
     ours=True,
 )
 def huffman(problem: Softmax) -> Task:
@@ -134,3 +156,16 @@ def two_level_sparse(problem: Softmax) -> Task:
 def huffman_sparse(problem: Softmax) -> Task:
     """With ``sparse_grad=True``."""
     return output_layer(problem, "huffman", sparse_grad=True)
+
+
+@peer(
+    "fusedrnn adaptive",
+    "softmax",
+    "log_prob",
+    "topk",
+    what=f"as AdaptiveLogSoftmax, with its parameters; {torch_softmax.CLUSTERS}",
+    ours=True,
+)
+def adaptive(problem: Softmax) -> Task:
+    """fusedrnn.AdaptiveLogSoftmaxWithLoss."""
+    return torch_softmax.adaptive(problem, fusedrnn.AdaptiveLogSoftmaxWithLoss)

@@ -1,12 +1,12 @@
 """Output layers of PyTorch: the full softmax in three ways, and the adaptive one."""
 
-import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..problems import Softmax, results
+from ..problems import Scores, Softmax
 from ..task import Results, Task, Unsupported
 from ._base import peer
 
@@ -72,26 +72,46 @@ def chunked(problem: Softmax) -> Task:
     )
 
 
+SCORES = "log_prob: of all V words; topk: of those the ten best"
+
+
+@peer("linear+log_softmax", "log_prob", "topk", what=SCORES)
+def scores(problem: Scores) -> Task:
+    """What everyone writes."""
+    leaves = full(problem)
+
+    def forward() -> Results:
+        x, weight, bias = leaves.values()
+        return problem.answer(F.log_softmax(F.linear(x, weight, bias), 1))
+
+    return Task(forward, leaves, kind="flat", flops=full_flops(problem))
+
+
+def adaptive(problem: Softmax, make: Callable[..., nn.Module]) -> Task:
+    """torch.nn's module, or ours with its parameters."""
+    layer = problem.adaptive(make, problem.case.torch_dtype)
+    leaves = {"x": problem.leaf} | dict(layer.named_parameters())
+    x, target = problem.leaf, problem.target
+
+    def forward() -> Results:
+        if problem.case.op == "softmax":
+            return {"loss": layer(x, target).loss}
+        return problem.answer(layer.log_prob(x))
+
+    return Task(forward, leaves, kind="adaptive")
+
+
+CLUSTERS = "clusters at V/50, V/10, V/2, div_value 4"
+
+
 @peer(
     "AdaptiveLogSoftmax",
     "softmax",
-    what="loss and all gradients; clusters at V/50, V/10, V/2, div_value 4",
+    "log_prob",
+    "topk",
+    what=f"softmax: loss and all gradients; {SCORES}; {CLUSTERS}",
     note="a model of its own, smaller for rare words: its loss is not the full softmax's",
 )
-def adaptive(problem: Softmax) -> Task:
-    """nn.AdaptiveLogSoftmaxWithLoss, verified against itself in float64."""
-    V, H, _ = problem.case.shape
-    if V < 200:
-        raise Unsupported(f"V is {V}; its clusters need at least 200 words")
-    like = {"device": problem.case.device, "dtype": problem.case.torch_dtype}
-    torch.manual_seed(0)
-    layer = nn.AdaptiveLogSoftmaxWithLoss(H, V, [V // 50, V // 10, V // 2], **like)
-    leaves = {"x": problem.leaf} | dict(layer.named_parameters())
-
-    def truth() -> Results:
-        wide = copy.deepcopy(layer).double()
-        x = problem.x.double().requires_grad_(problem.case.mode != "infer")
-        inner = {"x": x} | dict(wide.named_parameters())
-        return results(Task(lambda: {"loss": wide(x, problem.target).loss}, inner), problem)
-
-    return Task(lambda: {"loss": layer(problem.leaf, problem.target).loss}, leaves, truth=truth)
+def torchs(problem: Softmax) -> Task:
+    """nn.AdaptiveLogSoftmaxWithLoss."""
+    return adaptive(problem, nn.AdaptiveLogSoftmaxWithLoss)

@@ -1,7 +1,12 @@
-// Finds the CUDA kernels of a cell by name; each call picks its dtype's.
+// Finds the CUDA kernels of a cell by name. Each call goes to the cluster kernel where the planner
+// says so, else to the stepwise kernel of its dtype.
 #include <cstring>
 
 #include "launchers.h"
+// On the host each kernel is tested in a module of its own: here the stepwise ones are.
+#ifndef FUSEDRNN_CUDA_HOST
+#include "choice.h"
+#endif
 
 namespace fusedrnn {
 namespace {
@@ -26,12 +31,26 @@ auto with_dtype(DType dtype, F call) {
 
 template <class Cell>
 const char* forward(const SequenceForward* p, int directions, void* workspace, void* stream) {
+#ifndef FUSEDRNN_CUDA_HOST
+  const char* wrong = nullptr;
+  const auto run = [&](auto k, const ClusterWork& work, bool& refused) {
+    return k.forward(p, directions, work, stream, refused);
+  };
+  if (cuda::by_cluster<Cell>(p, directions, false, wrong, run)) return wrong;
+#endif
   return with_dtype<Cell>(p->n.dtype,
                           [&](auto k) { return k.forward(p, directions, workspace, stream); });
 }
 
 template <class Cell>
 const char* backward(const SequenceBackward* p, int directions, void* workspace, void* stream) {
+#ifndef FUSEDRNN_CUDA_HOST
+  const char* wrong = nullptr;
+  const auto run = [&](auto k, const ClusterWork& work, bool& refused) {
+    return k.backward(p, directions, work, stream, refused);
+  };
+  if (cuda::by_cluster<Cell>(p, directions, true, wrong, run)) return wrong;
+#endif
   return with_dtype<Cell>(p->n.dtype,
                           [&](auto k) { return k.backward(p, directions, workspace, stream); });
 }

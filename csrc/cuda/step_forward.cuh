@@ -109,26 +109,27 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
   using W = Wide<Data>;
   const SequenceForward& p = layer.p[blockIdx.y];
   const ForwardState<Data>& state = layer.state[blockIdx.y];
+  const SequenceSizes& n = layer.p[0].n;  // the sizes are both directions'
   const int64_t t = time_of(p.n, step);
   constexpr int kFirst = Cell::kGates - Cell::kSecond;
   using Gates = Product<Data, kFirst, Weights::rows>;
   auto& shared = shared_memory<typename Gates::Shared>();
-  const Place at = place(p.n.B, p.n.H);
+  const Place at = place(n.B, n.H);
   const auto* weight = static_cast<const Data*>(p.weight_hh);
   const Data* h = state.operand;
   const auto term = [=](int) { return Term<Data>{h, weight}; };
-  Gates::run(shared, at, 1, term, p.n.P, p.n.P, p.n.P);
+  Gates::run(shared, at, 1, term, n.P, n.P, n.P);
 
   Gates::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[kFirst]) {
     W x[Cell::kGates], u[Cell::kGates] = {}, s[Cell::kStates], saved[Cell::kSaved] = {};
     load_x<Cell, Data>(x, p, t, b, unit);
-    load_states<Cell, Data>(s, state, p.n, b, unit);
+    load_states<Cell, Data>(s, state, n, b, unit);
 #pragma unroll
-    for (int g = 0; g < kFirst; ++g) u[g] = sums[g] + or_zero<Data>(p.bias_hh, g * p.n.H + unit);
-    round_to(state.second[b * p.n.H + unit], Cell::operand(x, u, s, saved));
+    for (int g = 0; g < kFirst; ++g) u[g] = sums[g] + or_zero<Data>(p.bias_hh, g * n.H + unit);
+    round_to(state.second[b * n.H + unit], Cell::operand(x, u, s, saved));
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) {
-      state.early[(b * Cell::kSaved + k) * p.n.H + unit] = saved[k];
+      state.early[(b * Cell::kSaved + k) * n.H + unit] = saved[k];
     }
   });
 }

@@ -4,21 +4,35 @@
 #include <sstream>
 
 #include "../cells.h"
+#include "../cuda/cluster_launchers.h"
 #include "../devices.h"
 #include "common.h"
 
 namespace fusedrnn {
 namespace {
 
-// One line a device, its fields between bars, in the order of GpuDevice.
+// A device in one line, its fields between bars, in the order of GpuDevice.
+void write(std::ostringstream& out, const GpuDevice& d) {
+  out << d.name << '|' << d.title << '|' << d.arch << '|' << d.sms << '|' << d.gpcs << '|'
+      << d.max_cluster << '|' << d.shared_per_cta << '|' << d.shared_per_sm << '|'
+      << d.threads_per_sm << '|' << d.fma32 << '|' << d.fma64 << '|' << d.mma16 << '|' << d.ghz
+      << '\n';
+}
+
 std::string gpu_devices() {
   std::ostringstream out;
-  for (const GpuDevice& d : known_devices()) {
-    out << d.name << '|' << d.title << '|' << d.arch << '|' << d.sms << '|' << d.gpcs << '|'
-        << d.max_cluster << '|' << d.shared_per_cta << '|' << d.shared_per_sm << '|'
-        << d.threads_per_sm << '|' << d.fma32 << '|' << d.fma64 << '|' << d.mma16 << '|' << d.ghz
-        << '\n';
-  }
+  for (const GpuDevice& d : known_devices()) write(out, d);
+  return out.str();
+}
+
+std::string gpu_like(std::string title, int64_t arch, int64_t sms, int64_t shared_per_cta,
+                     int64_t shared_per_sm, int64_t threads_per_sm) {
+  GpuDevice seen = {};
+  seen.title = title, seen.arch = int(arch), seen.sms = int(sms);
+  seen.shared_per_cta = int(shared_per_cta), seen.shared_per_sm = int(shared_per_sm);
+  seen.threads_per_sm = int(threads_per_sm);
+  std::ostringstream out;
+  write(out, like_known(seen));
   return out.str();
 }
 
@@ -51,6 +65,17 @@ void write(std::ostringstream& out, const Plan& p) {
       << p.launches << '|' << p.rounds << '|' << p.us_per_step << '|' << p.reason << '\n';
 }
 
+// What the current GPU says of clusters of so many CTAs.
+std::string cluster_room(int64_t size) {
+#ifdef FUSEDRNN_CUDA
+  const char* why_none = nullptr;
+  const int count = cuda::cluster_room(int(size), why_none);
+  return why_none != nullptr ? why_none : std::to_string(count) + " at once";
+#else
+  return "the library has no CUDA kernels, nor clusters of " + std::to_string(size);
+#endif
+}
+
 // One line a kernel, in the order of plans(), the fields of Plan between bars.
 std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
                            int64_t P, bool projection, bool backward, int64_t directions,
@@ -76,5 +101,7 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("gpu_devices", TORCH_BOX(&fusedrnn::gpu_devices));
+  m.impl("cluster_room", TORCH_BOX(&fusedrnn::cluster_room));
+  m.impl("gpu_like", TORCH_BOX(&fusedrnn::gpu_like));
   m.impl("sequence_plans", TORCH_BOX(&fusedrnn::sequence_plans));
 }

@@ -80,11 +80,12 @@ void fits(const SoftmaxPlanner& planner, const Tensor& saved) {
                   "fusedrnn: path_rows is less than the rows on the longest path of a target");
 }
 
-// objective: what is trained on where that is not output, else nothing.
-std::tuple<Tensor, Tensor, Tensor> softmax_forward(
+// objective: what is trained on where that is not output, else nothing. plan: nothing, as it is
+// made anew in backward; with it comes depth, nodes on the longest path, which only GPUs ask for.
+std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_forward(
     Tensor input, Tensor weight, Maybe bias, Tensor target, Tensor leaf_rank, Tensor node_rows,
     Tensor node_branches, Tensor branch_leaf, Tensor branch_node, int64_t path_rows,
-    int64_t ignore_index, double label_smoothing, double z_loss, bool save) {
+    int64_t /*depth*/, int64_t ignore_index, double label_smoothing, double z_loss, bool save) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
   const SoftmaxSizes n = sizes(input, weight);
@@ -104,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_forward(
        output.mutable_data_ptr(), plain ? nullptr : objective.mutable_data_ptr(),
        save ? saved.mutable_data_ptr() : nullptr},
       planner.plan()));
-  return {output, objective, saved};
+  return {output, objective, saved, allocate(input, {0}, ScalarType::Int)};
 }
 
 // The log-probabilities of all words from all logits, or, given grad, the gradient of the logits;
@@ -184,11 +185,12 @@ std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Ten
   return {log_prob, words, rows};
 }
 
-// rows: those of dweight and dbias when they are sparse, else nothing.
+// rows: those of dweight and dbias when they are sparse, else nothing; only GPUs are told which.
 std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
     Tensor grad, Tensor input, Tensor weight, Tensor target, Tensor leaf_rank, Tensor node_rows,
-    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved,
-    int64_t ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse) {
+    Tensor node_branches, Tensor branch_leaf, Tensor branch_node, Tensor saved, Tensor /*plan*/,
+    int64_t ignore_index, bool need_input, bool need_weight, bool need_bias, bool sparse,
+    Maybe /*met*/) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
   const SoftmaxSizes n = sizes(input, weight);

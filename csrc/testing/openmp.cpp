@@ -23,7 +23,8 @@ struct Team {
   std::map<long, Construct> constructs;  // by how many the thread has met before
 };
 
-thread_local Team* team = nullptr;
+thread_local Team alone(1);  // a thread outside of any team
+thread_local Team* team = &alone;
 thread_local int thread_index = 0;
 thread_local long met = 0;
 thread_local Construct* loop = nullptr;
@@ -42,10 +43,9 @@ bool take(long* begin, long* end) {
 extern "C" {
 
 int omp_get_thread_num() { return thread_index; }
-int omp_get_num_threads() { return team ? team->size : 1; }
+int omp_get_num_threads() { return team->size; }
 
 void GOMP_barrier() {
-  if (!team) return;
   std::unique_lock<std::mutex> lock(team->mutex);
   const long mine = team->barriers;
   if (++team->waiting == team->size) {
@@ -63,7 +63,8 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) 
   const auto work = [&](int index) {
     team = &made, thread_index = index, met = 0;
     body(data);
-    team = nullptr, thread_index = 0;
+    team = &alone, thread_index = 0, met = 0;
+    alone.constructs.clear();
   };
   for (int i = 1; i < made.size; ++i) others.emplace_back(work, i);
   work(0);
@@ -84,7 +85,6 @@ bool GOMP_loop_nonmonotonic_dynamic_start(long from, long to, long step, long ch
 void GOMP_loop_end() { GOMP_barrier(); }
 
 bool GOMP_single_start() {
-  if (!team) return true;
   const std::lock_guard<std::mutex> lock(team->mutex);
   return team->constructs.try_emplace(met++).second;
 }

@@ -45,9 +45,10 @@ class Cell:
         saved: what forward leaves for backward, per unit and step.
         h_grad: for each gate, which of backward's gradient vectors is that of its h-preactivation
             (vector ``g`` is that of the x-preactivation of gate ``g``).
-        reference: the maths in PyTorch, ``reference(x, states, recur) -> new states``. ``x`` holds
-            one ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh`` likewise, and
-            ``recur(v, first, last)`` only gates first..last-1, of a ``v`` of the cell's own.
+        reference: the maths in PyTorch, ``reference(x, states, recur) -> (new states, saved)``.
+            ``x`` holds one ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh``
+            likewise, and ``recur(v, first, last)`` only gates first..last-1, of a ``v`` of the
+            cell's own.
         triton: the same for the Triton kernels, forward and backward.
         second: how many of the last gates take a second product, of the cell's own operand.
         operand: which entry of ``saved`` is that operand.
@@ -58,7 +59,10 @@ class Cell:
     states: tuple[str, ...]
     saved: tuple[str, ...]
     h_grad: tuple[int, ...]
-    reference: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Callable], tuple[Tensor, ...]]
+    reference: Callable[
+        [tuple[Tensor, ...], tuple[Tensor, ...], Callable],
+        tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    ]
     triton: TritonCell | None = None
     second: int = 0
     operand: int | None = None

@@ -14,13 +14,13 @@ from ._base import Cell, TritonCell
 def _cell(name: str, g: Callable[[Tensor], Tensor], forward: Twin, backward: Twin) -> Cell:
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: n = g(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
         (h,) = states
         u = recur(h)
         r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
         n = g(x[2] + r * u[2])
-        return ((1 - z) * n + z * h,)
+        return ((1 - z) * n + z * h,), (r, z, n, u[2])
 
     return Cell(
         name=name,

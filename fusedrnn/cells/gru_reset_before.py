@@ -14,14 +14,15 @@ from ._base import Cell, TritonCell
 def _cell(name: str, g: Callable[[Tensor], Tensor], forward: Twin, backward: Twin) -> Cell:
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: n = g(x_n + U_n p + b'_n),  p = r * h',  h = (1 - z) * n + z * h'."""
         (h,) = states
         u_r, u_z = recur(h, 0, 2)
         r, z = sigmoid(x[0] + u_r), sigmoid(x[1] + u_z)
-        (u_n,) = recur(r * h, 2, 3)
+        p = r * h
+        (u_n,) = recur(p, 2, 3)
         n = g(x[2] + u_n)
-        return ((1 - z) * n + z * h,)
+        return ((1 - z) * n + z * h,), (r, z, n, p)
 
     return Cell(
         name=name,

@@ -8,14 +8,14 @@ from ._base import Cell, TritonCell
 
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-) -> tuple[Tensor, ...]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """One step: c = f * c' + i * g,  h = o * tanh(c)."""
     h, c = states
     u = recur(h)
     i, f, o = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), sigmoid(x[3] + u[3])
     g = tanh(x[2] + u[2])
     c = f * c + i * g
-    return o * tanh(c), c
+    return (o * tanh(c), c), (i, f, g, o)
 
 
 @jit

@@ -8,13 +8,13 @@ from ._base import Cell, TritonCell
 
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-) -> tuple[Tensor, ...]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """One step: c = f * c' + (1 - f) * g,  h = o * tanh(c)."""
     h, c = states
     u = recur(h)
     f, g, o = sigmoid(x[0] + u[0]), tanh(x[1] + u[1]), sigmoid(x[2] + u[2])
     c = f * c + (1 - f) * g
-    return o * tanh(c), c
+    return (o * tanh(c), c), (f, g, o)
 
 
 @jit

@@ -11,8 +11,9 @@ from ._base import Cell, TritonCell
 def _cell(name: str, g: Callable[[Tensor], Tensor], forward: Twin, backward: Twin) -> Cell:
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-    ) -> tuple[Tensor, ...]:
-        return (g(x[0] + recur(states[0])[0]),)
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        h = g(x[0] + recur(states[0])[0])
+        return (h,), (h,)
 
     return Cell(name, ("h",), ("h",), ("h",), (0,), reference, TritonCell(forward, backward))
 

@@ -17,19 +17,20 @@ def exp_of(x: Tensor) -> Tensor:
 
 def reference(
     x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-) -> tuple[Tensor, ...]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """One step: m = max(log f + m', log i),  c = F c' + I z,  n = F n' + I,  h = o * c / n.
 
     I = i / e^m,  F = f e^m' / e^m;  where n' = 0 nothing was seen yet, and m = log i.
     """
     h, c, n, m = states
     u = recur(h)
-    log_i, z, o = x[0] + u[0], tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
-    lead = log_sigmoid(x[1] + u[1]) + m - log_i
+    log_i, a = x[0] + u[0], x[1] + u[1]
+    z, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
+    lead = log_sigmoid(a) + m - log_i
     raised = (n > 0) * relu(lead)
     i, f = exp_of(-raised), exp_of(lead - raised)
     c, n = f * c + i * z, f * n + i
-    return o * c / n, c, n, log_i + raised
+    return (o * c / n, c, n, log_i + raised), (i, f, z, o, sigmoid(-a))
 
 
 @jit

@@ -123,12 +123,13 @@ def reset_states(
 
 @triton.jit
 def states_before(
-    y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S: tl.constexpr,
+    y, h0, cells, c0, reset, m_cut, b_len, t, o_b, o_h, m, B, H, Y, S: tl.constexpr,
     REVERSE: tl.constexpr, PROJECTED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The states that step t began with: of the step before it, of a row's beginning, or reset.
 
-    With a projection no cell sees h itself, which is not H wide: zeros stand for it.
+    ``m_cut``: ``is_reset`` of the step. With a projection no cell sees h itself, which is not H
+    wide: zeros stand for it.
     """
     t_before = t + 1 if REVERSE else t - 1
     m_begin = (o_b * 0 + t_before == (b_len if REVERSE else -1))[:, None]
@@ -142,7 +143,6 @@ def states_before(
     c = load_planes(cells, t_before * (S - 1) * B + o_b, o_h, m_begun, B, H, S - 1, ACC)
     s = h + select(m_begin, load_planes(c0, o_b, o_h, m, B, H, S - 1, ACC), c, S - 1)
     if reset is not None:
-        m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
         anew = reset_states(reset, o_b, o_h, m & m_cut, B, H, S, PROJECTED, ACC)
         s = select(m_cut, anew, s, S)
     return s

@@ -152,15 +152,13 @@ def _give_reset(m_cut, b_d, p_sum, o, m):
 
 @triton.jit
 def _store_inner(
-    carry_c, ds, reset, dreset, b_len, t, o_b, o_h, m, B, H,
-    S: tl.constexpr, REVERSE: tl.constexpr,
+    carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S: tl.constexpr
 ):  # fmt: skip
-    """What step t leaves of the inner states' gradients."""
+    """What a step leaves of the inner states' gradients."""
     for n in tl.static_range(S - 1):
         o = (o_b + tl.cast(B, tl.int64) * n)[:, None] * H + o_h[None, :]
         b_d = ds[n + 1]
-        if reset is not None:
-            m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
+        if m_cut is not None:
             b_d = _give_reset(m_cut, b_d, dreset[1], o, m)
         tl.store(carry_c + o, b_d, mask=m)
 
@@ -197,8 +195,8 @@ def backward_step(
                 0, G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
             )  # fmt: skip
         if reset is not None:
-            m_cut = is_reset(reset, b_len, tl.cast(t_after, tl.int64), o_b, B, REVERSE)
-            b_dh = _give_reset(m_cut, b_dh, dreset[0], o, m)
+            m_after = is_reset(reset, b_len, tl.cast(t_after, tl.int64), o_b, B, REVERSE)
+            b_dh = _give_reset(m_after, b_dh, dreset[0], o, m)
         if dy is not None:
             b_dh += load(dy, o_t[:, None] * Y + o_h[None, :], m & m_t, ACC)
     else:
@@ -207,8 +205,11 @@ def backward_step(
         )
     projected: tl.constexpr = dh is not None
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
+    m_cut = None
+    if reset is not None:
+        m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
     s = states_before(
-        y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, projected, ACC
+        y, h0, cells, c0, reset, m_cut, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, projected, ACC
     )
     out = states_after(y, cells, t, o_b, o_h, m, B, H, Y, S, projected, ACC)
     dout = (b_dh,) + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
@@ -220,7 +221,7 @@ def backward_step(
     if SECOND > 0:  # backward_operand_step completes them
         store_planes(carry_c, ds[1:], o_b, o_h, m, B, H, S - 1)
     else:
-        _store_inner(carry_c, ds, reset, dreset, b_len, t, o_b, o_h, m, B, H, S, REVERSE)
+        _store_inner(carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S)
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
@@ -245,8 +246,11 @@ def backward_operand_step(
         G - SECOND, G, VECTOR, D, ACC, BK, PRECISION, UPCAST,
     )  # fmt: skip
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
+    m_cut = None
+    if reset is not None:
+        m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
     s = states_before(
-        y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, False, ACC
+        y, h0, cells, c0, reset, m_cut, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, False, ACC
     )
     d = load_vectors(grads, o_t, o_h, m, H, 0, D, D, ACC)
     ds = load_vectors(carry_h, o_b, o_h, m, H, 0, 1, 1, ACC)
@@ -255,7 +259,7 @@ def backward_operand_step(
     for g in tl.static_range(G - SECOND):  # the others are being read by other programs
         tl.store(grads + (o_t * D + g)[:, None] * H + o_h[None, :], d[g], mask=m)
     store_vectors(carry_h, ds, o_b, o_h, m, H, 1)
-    _store_inner(carry_c, ds, reset, dreset, b_len, t, o_b, o_h, m, B, H, S, REVERSE)
+    _store_inner(carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S)
 
 
 @triton.jit(do_not_specialize=["t", "t_after", "T", "B"])

@@ -72,9 +72,12 @@ def _forward(
         w = w + (tl.load(p_w, mask=m_h[:, None] & m_h[None, :], other=0.0),)  # [BH of h, BH]
     bias = load_bias(bias_hh, o_h, H, 0, G, ACC)
     s = load_planes(h0, o_b, o_h, m, B, H, 1, ACC) + load_planes(c0, o_b, o_h, m, B, H, S - 1, ACC)
-    x = load_vectors(
-        gx, tl.cast(T - 1 if REVERSE else 0, tl.int64) * B + o_b, o_h, m, H, 0, G, G, ACC
-    )
+    t_first = tl.cast(T - 1 if REVERSE else 0, tl.int64)
+    anew = s
+    if reset is not None:
+        anew = reset_states(reset, o_b, o_h, m, B, H, S, False, ACC)
+        s = select(is_reset(reset, b_len, t_first, o_b, B, REVERSE), anew, s, S)
+    x = load_vectors(gx, t_first * B + o_b, o_h, m, H, 0, G, G, ACC)
 
     for i in range(T):
         t = tl.cast(T - 1 - i if REVERSE else i, tl.int64)
@@ -82,10 +85,6 @@ def _forward(
         # The next step's gx sets out from memory before this step's products.
         o_next = o_t - B if REVERSE else o_t + B
         x_next = load_vectors(gx, o_next, o_h, m & (i + 1 < T), H, 0, G, G, ACC)
-        if reset is not None:
-            m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
-            anew = reset_states(reset, o_b, o_h, m & m_cut, B, H, S, False, ACC)
-            s = select(m_cut, anew, s, S)
         u = _recur(s[0], w, bias, 0, G - SECOND, PRECISION, UPCAST)
         if SECOND > 0:
             kept = operand(x, u, s)
@@ -99,6 +98,11 @@ def _forward(
         if saved is not None:
             store_vectors(saved, kept, o_t, o_h, m, H, K)
             store_planes(cells, s[1:], t * (S - 1) * B + o_b, o_h, m, B, H, S - 1)
+        if reset is not None:
+            # A step ahead: Triton 3.7 lays out a product's operands for the narrowest load that
+            # they come from in one step, which fails for float64 if that is a mask of bytes.
+            t_next = t - 1 if REVERSE else t + 1
+            s = select(is_reset(reset, b_len, t_next, o_b, B, REVERSE), anew, s, S)
     store_planes(hn, s, o_b, o_h, m, B, H, 1)
     store_planes(cn, s[1:], o_b, o_h, m, B, H, S - 1)
 
@@ -151,6 +155,10 @@ def _backward(
     dout = dout + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
     nothing = zeros(BB, BH, S, ACC)
     danew = nothing
+    m_cut = None
+    if reset is not None:  # a step ahead: see _forward
+        t_first = tl.cast(0 if REVERSE else T - 1, tl.int64)
+        m_cut = is_reset(reset, b_len, t_first, o_b, B, REVERSE)
 
     for i in range(T):
         t = tl.cast(i if REVERSE else T - 1 - i, tl.int64)
@@ -158,7 +166,7 @@ def _backward(
         m_t = (t < b_len)[:, None]
         kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
         s = states_before(
-            y, h0, cells, c0, reset, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, False, ACC
+            y, h0, cells, c0, reset, m_cut, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, False, ACC
         )
         out = states_after(y, cells, t, o_b, o_h, m, B, H, Y, S, False, ACC)
         if dy is not None:
@@ -176,10 +184,10 @@ def _backward(
         b_dh = _recur_backward(b_dh, d, w, 0, G - SECOND, VECTOR, PRECISION, UPCAST)
         dout = select(m_t, (b_dh,) + ds[1:], dout, S)
         if reset is not None:  # what a row began anew with gets it, not the step before
-            m_cut = is_reset(reset, b_len, t, o_b, B, REVERSE)
             if dreset[0] is not None:
                 danew = add(danew, select(m_cut, dout, nothing, S), S)
             dout = select(m_cut, nothing, dout, S)
+            m_cut = is_reset(reset, b_len, t + 1 if REVERSE else t - 1, o_b, B, REVERSE)
     store_planes(carry_h, dout, o_b, o_h, m, B, H, 1)
     store_planes(carry_c, dout[1:], o_b, o_h, m, B, H, S - 1)
     if dreset[0] is not None:

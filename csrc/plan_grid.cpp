@@ -1,4 +1,4 @@
-// What the kernels would take that keep W_hh on chip for a whole sequence: capacity, tiles, time.
+// What a kernel would take that keeps W_hh on all SMs for a whole sequence: capacity, tiles, time.
 //
 // W_hh is the A operand of mma.sync m16n8k16, in registers as far as they go and in shared memory
 // for the rest; h is B, eight batch rows to a tile. A tile of 16 gate rows holds 4 units of an LSTM
@@ -16,19 +16,14 @@ namespace {
 // Registers of a thread that are no weights. Forward: 182 - 128 as compiled for sm_90a at H = 512
 // on 16 CTAs; backward, whose accumulators cover all of H: 254 - 128.
 constexpr int kForwardRegisters = 54, kBackwardRegisters = 126;
-// The model, in clocks: an exchange of h inside a cluster and across the grid, the maths of a cell,
-// and what one SM gets of L2 in bytes a clock when all of them read.
-constexpr double kClusterExchange = 275, kGridExchange = 1400, kAlone = 40;
+// The model, in clocks: an exchange of h across the grid, the maths of a cell, and what one SM gets
+// of L2 in bytes a clock when all of them read.
+constexpr double kGridExchange = 1400;
 constexpr double kForwardGates = 130, kBackwardGates = 360;
 constexpr double kL2PerClock = 24, kSharedPerClock = 128;
 constexpr int kMaxRows = 64;  // batch rows of one pass: eight tiles of eight
 
 int units_of_a_tile(const PlanProblem& p) { return p.gates == 4 ? 4 : 16; }
-
-// How many clusters of this size a device holds at once.
-int64_t clusters(const GpuDevice& d, int size) {
-  return d.gpcs == 0 ? 0 : int64_t(d.sms / d.gpcs / size) * d.gpcs;
-}
 
 std::string why_never(const PlanProblem& p) {
   if (p.dtype == DType::f64) return "float64 is the stepwise kernel's alone";
@@ -82,12 +77,11 @@ void keep_faster(Plan& best, const Plan& candidate) {
   if (best.ctas == 0 || candidate.us_per_step < best.us_per_step) best = candidate;
 }
 
-Plan concluded(Plan best, const PlanProblem& p, const GpuDevice& d, const char* group) {
+Plan concluded(Plan best, const PlanProblem& p, const GpuDevice& d) {
   std::ostringstream text;
   const int64_t bytes = int64_t(p.gates) * p.H * p.H * item_size(p.dtype);
   if (best.ctas == 0) {
-    text << "W_hh takes " << bytes / 1024 << " KB, more than " << group << " of " << d.title
-         << " can hold";
+    text << "W_hh takes " << bytes / 1024 << " KB, more than all SMs of " << d.title << " can hold";
     best.obstacle = text.str();
   } else {
     best.launches = 1;
@@ -99,28 +93,6 @@ Plan concluded(Plan best, const PlanProblem& p, const GpuDevice& d, const char* 
 }
 
 }  // namespace
-
-Plan plan_cluster(const PlanProblem& p, const GpuDevice& d) {
-  Plan best{SequenceKernel::cluster};
-  best.obstacle = d.max_cluster < 2 ? d.title + " has no thread-block clusters" : why_never(p);
-  if (!best.obstacle.empty()) return best;
-  for (int size = 1; size <= d.max_cluster; size *= 2) {
-    const int64_t at_once = clusters(d, size);
-    for (int64_t rows = 8; at_once > 0 && rows <= kMaxRows; rows *= 2) {
-      Plan plan{SequenceKernel::cluster};
-      if (!reside(plan, p, d, size, rows)) break;
-      const int64_t groups = p.directions * ceil_div(p.B, rows);
-      plan.cluster = size;
-      plan.ctas = groups * size;
-      plan.rounds = ceil_div(groups, at_once);
-      const double exchange = (size == 1 ? kAlone : kClusterExchange) * (p.second > 0 ? 2 : 1);
-      plan.us_per_step = plan.rounds * (exchange + clocks(plan, p, d)) / (d.ghz * 1e3);
-      keep_faster(best, plan);
-      if (rows >= p.B) break;
-    }
-  }
-  return concluded(best, p, d, "the largest cluster");
-}
 
 Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
   Plan best{SequenceKernel::grid};
@@ -143,7 +115,7 @@ Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
     }
     if (groups >= p.B) break;
   }
-  return concluded(best, p, d, "all SMs");
+  return concluded(best, p, d);
 }
 
 }  // namespace fusedrnn

@@ -1,0 +1,93 @@
+// The two policies of the cluster kernels on the host: csrc/cuda/cluster_device.cuh includes this
+// instead of its own when FUSEDRNN_CUDA_HOST is defined. All threads of a cluster are fibers
+// (cluster_fibers.h).
+#pragma once
+#include "cluster_fibers.h"
+
+namespace fusedrnn {
+namespace cuda {
+
+// Clusters in any order, one after the other: none may need another.
+template <class Problem, class Kernel, class Call>
+const char* launch_clusters(Kernel kernel, const Call& call, int64_t clusters, cudaStream_t,
+                            bool& refused) {
+  refused = false;
+  const auto& work = call.work;
+  std::mt19937_64 random(host::cluster_order);
+  std::vector<int64_t> turn(clusters);
+  std::iota(turn.begin(), turn.end(), 0);
+  if (host::cluster_order > 0) std::shuffle(turn.begin(), turn.end(), random);
+  const std::function<void()> body = [&] { kernel(call); };
+  for (int64_t cluster : turn) {
+    const char* wrong = host::Cluster::only().run(int(cluster) * work.size, work.size,
+                                                  work.warps * 32, work.shared, body, random);
+    if (wrong != nullptr) return wrong;
+  }
+  return nullptr;
+}
+
+struct Mma {
+  // As the instruction defines it: lane 4 g + q has rows g and g + 8 of a and column g of b in
+  // k = 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, and gets the sums of these rows, columns 2 q, 2 q + 1.
+  template <class Data>
+  static void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    struct Given {
+      uint32_t a[4], b[2];
+    };
+    const Given* lanes = host::Cluster::only().together(Given{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    for (int e = 0; e < 4; ++e) {
+      for (int k = 0; k < 16; ++k) {
+        const int from = k % 8 / 2, part = k % 2, upper = k / 8;
+        const uint32_t of_a = lanes[4 * g + from].a[2 * upper + e / 2];
+        const uint32_t of_b = lanes[4 * (2 * q + e % 2) + from].b[upper];
+        sums[e] += value<Data>(of_a, part) * value<Data>(of_b, part);
+      }
+    }
+  }
+  template <class T>
+  static T swap(T mine, int bits) {
+    return host::Cluster::only().together(mine)[(threadIdx.x % 32) ^ bits];
+  }
+
+ private:
+  template <class Data>
+  static float value(uint32_t word, int part) {
+    const uint16_t bits = uint16_t(word >> (16 * part));
+    Data data;
+    std::memcpy(static_cast<void*>(&data), &bits, 2);
+    return widen(data);
+  }
+};
+
+struct Exchange {
+  // Of a CTA's shared memory: rank and offset.
+  using Address = uint64_t;
+  static constexpr int kRank = 32;
+
+  static host::Cluster& cluster() { return host::Cluster::only(); }
+  static char* memory() { return cluster().memory(cluster().rank()); }
+  static int rank() { return cluster().rank(); }
+  static Address address(const void* mine, int rank) {
+    return Address(rank) << kRank | Address(static_cast<const char*>(mine) - memory());
+  }
+  static bool left_out(const char* what) { return host::cluster_fault == what; }
+  static void sync_cta() {
+    if (!left_out("sync_cta")) cluster().sync_cta();
+  }
+  static void sync_cluster() {
+    if (!left_out("sync_cluster")) cluster().sync_cluster();
+  }
+  static void init(uint64_t* barrier) { cluster().init(barrier); }
+  static void expect(uint64_t* barrier, uint32_t bytes) { cluster().expect(barrier, bytes); }
+  static void wait(uint64_t* barrier, uint32_t parity) {
+    if (!left_out("wait")) cluster().wait(barrier, parity);
+  }
+  static void send(Address to, Address barrier, uint32_t low, uint32_t high) {
+    const auto offset = [](Address a) { return size_t(a & ((Address(1) << kRank) - 1)); };
+    cluster().send(int(to >> kRank), offset(to), offset(barrier), uint64_t(high) << 32 | low);
+  }
+};
+
+}  // namespace cuda
+}  // namespace fusedrnn

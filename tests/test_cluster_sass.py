@@ -1,0 +1,74 @@
+"""The machine code of the cluster kernels: the instructions that they are made for are in it."""
+
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = """
+#include "cluster.cuh"
+namespace fusedrnn { namespace cuda {
+template __global__ void cluster_forward<LSTM, __nv_bfloat16, 0, 1>(
+    const __grid_constant__ ClusterCall<SequenceForward>);
+template __global__ void cluster_backward<LSTM, __nv_bfloat16, 0, 1>(
+    const __grid_constant__ ClusterCall<SequenceBackward>);
+}}
+"""
+PRODUCTS = (
+    32  # of a warp and step with all its weights in registers: 128 of them, four to a product
+)
+
+
+def disassembler() -> str | None:
+    """cuobjdump of the CUDA toolkit, or of Triton."""
+    triton = find_spec("triton")
+    mine = triton and Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+    return shutil.which("cuobjdump") or (str(mine) if mine and mine.exists() else None)
+
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("nvcc") is None or disassembler() is None, reason="no nvcc, or no cuobjdump"
+)
+
+
+def machine_code(folder: Path, arch: str) -> dict[str, str]:
+    """The text of each kernel."""
+    source, binary = folder / "one.cu", folder / "one.cubin"
+    source.write_text(SOURCE)
+    code = ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    flags = ["-std=c++17", "-O3", "-DNDEBUG", f"-I{ROOT / 'csrc/cuda'}"]
+    subprocess.run(["nvcc", *flags, *code, "-cubin", source, "-o", binary], check=True)
+    text = subprocess.run(
+        [disassembler(), "-sass", binary], check=True, capture_output=True, text=True
+    ).stdout
+    _, *functions = re.split(r"Function : ", text)
+    return {re.search(r"cluster_\w+?ward", body)[0]: body for body in functions}
+
+
+def test_instructions_of_hopper(tmp_path):
+    for name, text in machine_code(tmp_path, "90a").items():
+        count = {
+            what: len(re.findall(pattern, text))
+            for what, pattern in {
+                "tensor cores": r"HMMA\.16816\.F32\.BF16",
+                "stores into other CTAs": r"STAS\.64",
+                "waits for what they count": r"SYNCS\.PHASECHK\S*TRYWAIT",
+                "cluster barriers": r"UCGABAR_ARV",
+                "loads of 16 bytes": r"LDS\.128",
+                "stack": r"LDL|STL",
+            }.items()
+        }
+        assert count["tensor cores"] >= PRODUCTS, (name, count)
+        assert count["stores into other CTAs"] >= 4, (name, count)
+        assert count["waits for what they count"] and count["loads of 16 bytes"], (name, count)
+        assert count["cluster barriers"] == 1 and count["stack"] == 0, (name, count)
+
+
+def test_nothing_where_there_are_no_clusters(tmp_path):
+    for name, text in machine_code(tmp_path, "80").items():
+        assert len(re.findall(r"^\s+/\*[0-9a-f]{4}\*/", text, re.MULTILINE)) < 30, name
+        assert "HMMA" not in text
