@@ -2,8 +2,9 @@
 //
 // On the host float has its own branch-free code, always inlined, so that loops over units
 // vectorise (a call left in the loop made the LSTM five times slower). tanh is within 3 ULP,
-// sigmoid within 3 for |x| <= 87 (tests/test_isa.py, over every float; seen: 2.67 and 2.49), log_sigmoid
-// within 4 there (tests/test_cells.py; seen: 3.67). double, and everything on the device, goes to the standard library.
+// sigmoid within 3 for |x| <= 87 (tests/test_isa.py, over every float; seen: 2.67 and 2.49),
+// log_sigmoid within 4 there (tests/test_cells.py; seen: 3.67). double, and everything on the
+// device, goes to the standard library.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -151,6 +152,18 @@ FRNN_HD T log_sigmoid(T x) {
 template <class T>
 FRNN_HD T relu(T x) {
   return x < T(0) ? T(0) : x;  // NaN stays NaN, as in torch.relu
+}
+
+// x, but no further from 0 than limit; NaN stays NaN.
+template <class T>
+FRNN_HD T bounded(T x, double limit) {
+  return x > T(limit) ? T(limit) : x < T(-limit) ? T(-limit) : x;
+}
+
+// The slope of bounded, at its value.
+template <class T>
+FRNN_HD T bounded_slope(T y, double limit) {
+  return y < T(limit) && y > T(-limit) ? T(1) : T(0);
 }
 
 // The slope of relu at x.

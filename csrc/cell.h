@@ -16,24 +16,26 @@
 //   kSecond  how many of the LAST gates take a second recurrent product, of the cell's own operand
 //            instead of h: 0, or 1 in the reset-before GRU, whose candidate sees U (r * h).
 //
-//   forward(x, u, s, out, saved)
+//   forward(options, x, u, s, out, saved)
+//     options                                 what varies from call to call: csrc/cell_name.h
 //     x[kGates]    x-preactivations           u[kGates]   h-preactivations, b_hh included
 //     s[kStates]   states before the step     out[kStates] states after it
 //     saved[kSaved]                           to be written
-//   backward(saved, s, out, dout, d, ds)
+//   backward(options, saved, s, out, dout, d, ds)
 //     out[1..] states after the step; out[0] is not set (it may have gone through a projection)
 //     dout[kStates] gradients of out          d[kGrads]   to be written
 //     ds[kStates]   the part of the gradients of s that does not pass through W_hh, to be written;
 //                   the kernel adds the product with W_hh to ds[0]
 //
 // With kSecond > 0 each direction has one more function, run before the second product:
-//   operand(x, u, s, saved)
+//   operand(options, x, u, s, saved)
 //     u of the first kGates - kSecond gates is known; returns the operand and leaves it in
 //     saved[kOperand]. forward then finds saved as left, and in u only the last kSecond entries
 //     (the others are zero).
 //   backward(...)
 //     as above, but d of the first gates that hang on the operand is not yet known
-//   backward_operand(saved, s, dp, d, ds)
+//   backward_operand(options, saved, s, dp, d, ds)
 //     dp is the operand's gradient: completes d, adds to ds
 #pragma once
 #include "activations.h"
+#include "cell_name.h"

@@ -1,4 +1,4 @@
-// Every cell the library knows, one line each. Kernels, ops and tests are made from this list.
+// The list of cells: everything that exists per cell is made from it.
 #pragma once
 #include "cells/gru.h"
 #include "cells/gru_reset_before.h"
@@ -12,10 +12,5 @@
   X(LSTMCoupled)              \
   X(SLSTM)                    \
   X(GRU)                      \
-  X(GRURelu)                  \
   X(GRUResetBefore)           \
-  X(GRUResetBeforeRelu)       \
-  X(RNN<Tanh>)                \
-  X(RNN<Relu>)                \
-  X(RNN<Sigmoid>)             \
-  X(RNN<Identity>)
+  X(RNN)

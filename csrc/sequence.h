@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cell_name.h"
+
 namespace fusedrnn {
 
 enum class DType : int { f64, f32, bf16, f16 };
@@ -27,6 +29,7 @@ struct SequenceSizes {
   bool reverse;
   int64_t y_row;  // elements from one row of y or dy to the next
   int threads;    // CPU only: how many may be used
+  CellOptions options = {};
 };
 
 struct SequenceForward {
@@ -73,9 +76,9 @@ struct SequenceBackward {
   void* dh;  // [T, B, P]     data: total gradient of each step's h; null without projection
 };
 
-// Launchers: one pair for each cell, found by name. They take the layer's directions, one or two,
-// of the same sizes, and return null when all is well, else what is wrong. workspace_bytes is for
-// one direction; the second's workspace follows the first's.
+// Launchers: one pair for each cell, found by its kernel's name. They take the layer's directions,
+// one or two, of the same sizes, and return null when all is well, else what is wrong.
+// workspace_bytes is for one direction; the second's workspace follows the first's.
 struct SequenceKernels {
   const char* cell;
   const char* (*forward)(const SequenceForward*, int directions, void* workspace, void* stream);

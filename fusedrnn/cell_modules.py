@@ -227,7 +227,7 @@ class RNNCell(_OneState):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.nonlinearity = checked_nonlinearity(nonlinearity)
+        self.nonlinearity = checked_nonlinearity("nonlinearity", nonlinearity)
         super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, device, dtype)
 
     def extra_repr(self) -> str:

@@ -1,11 +1,12 @@
 """LSTM, GRU and RNN with the signatures, parameters and state_dict of torch.nn; and SLSTM."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import init
-from .cells import CELLS
+from .cells import cell_name
+from .cells._nonlinear import NONLINEARITIES
 from .layer import RecurrentLayer
 from .rnn import States
 
@@ -16,6 +17,7 @@ class LSTM(RecurrentLayer):
     i, f, o = sigmoid(W x + b + U h' + b'),  g = tanh(W x + b + U h' + b'),
     c = f * c' + i * g,  h = o * tanh(c)  (Hochreiter & Schmidhuber 1997);
     with ``coupled=True`` there is no i, and c = f * c' + (1 - f) * g  (Greff et al. 2017: CIFG).
+    The nonlinearities of g, of the new c (none above) and of c in h can be others.
 
     Args:
         input_size: features of the input.
@@ -33,6 +35,11 @@ class LSTM(RecurrentLayer):
             2015); None leaves torch's uniform initialisation.
         coupled: see above. All parameters then have three gates' rows, ``[3H, *]``, in the order
             f, g, o (torch's i, f, g, o without i), and three quarters of the cost.
+        candidate: the nonlinearity of g: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
+        cell_activation: that of the new c; ``"tanh"`` makes it c = tanh(f * c' + i * g).
+        output_activation: that of c in h.
+        cell_clip: bounds the new c to -cell_clip .. cell_clip before h is made of it, as
+            TensorFlow's LSTMCell does; no gradient passes where it was bounded. None: no bound.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
 
@@ -72,17 +79,32 @@ class LSTM(RecurrentLayer):
         *,
         forget_bias: float | None = None,
         coupled: bool = False,
+        candidate: str = "tanh",
+        cell_activation: str = "identity",
+        output_activation: str = "tanh",
+        cell_clip: float | None = None,
         weight_dropout: float = 0.0,
     ) -> None:
         if forget_bias is not None and not bias:
             raise ValueError(
                 f"forget_bias is {forget_bias} but bias is False: there is none to set"
             )
-        self.forget_bias, self.coupled = forget_bias, bool(coupled)
+        if cell_clip is not None and not 0 < cell_clip < float("inf"):
+            raise ValueError(f"cell_clip is {cell_clip}; it must be a finite number > 0, or None")
+        self.forget_bias, self.coupled, self.cell_clip = forget_bias, bool(coupled), cell_clip
+        self.candidate = checked_nonlinearity("candidate", candidate)
+        self.cell_activation = checked_nonlinearity("cell_activation", cell_activation)
+        self.output_activation = checked_nonlinearity("output_activation", output_activation)
+        cell = cell_name(
+            "lstm_coupled" if coupled else "lstm",
+            candidate=candidate,
+            update=cell_activation,
+            output=output_activation,
+            clip=float(cell_clip or 0),
+        )
         super().__init__(
-            "lstm_coupled" if coupled else "lstm", input_size, hidden_size, num_layers, bias,
-            batch_first, dropout, bidirectional, proj_size, device, dtype,
-            weight_dropout=weight_dropout,
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, device, dtype, weight_dropout=weight_dropout,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
@@ -93,8 +115,9 @@ class LSTM(RecurrentLayer):
 
     def extra_repr(self) -> str:
         """As torch.nn, and the options that torch.nn does not have."""
-        extra = "" if self.forget_bias is None else f", forget_bias={self.forget_bias}"
-        return super().extra_repr() + extra + (", coupled=True" if self.coupled else "")
+        defaults = {"forget_bias": None, "coupled": False, "candidate": "tanh", "cell_clip": None}
+        defaults |= {"cell_activation": "identity", "output_activation": "tanh"}
+        return super().extra_repr() + _options(self, defaults)
 
     def forward(
         self,
@@ -204,7 +227,7 @@ class GRU(_OneState):
     r, z = sigmoid(W x + b + U h' + b'),  h = (1 - z) * n + z * h', and
     n = tanh(W_n x + b_n + r * (U_n h' + b'_n))  with ``reset_after=True`` (torch, cuDNN), or
     n = tanh(W_n x + b_n + U_n (r * h') + b'_n)  with ``reset_after=False`` (Cho et al. 2014, v1);
-    relu in the place of n's tanh with ``candidate="relu"``.
+    ``candidate`` is the nonlinearity of n.
 
     Args:
         input_size: features of the input.
@@ -217,7 +240,7 @@ class GRU(_OneState):
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16.
         reset_after: see above. The parameters have the same names and shapes either way.
-        candidate: the nonlinearity of n, ``"tanh"`` or ``"relu"``.
+        candidate: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
 
@@ -250,21 +273,17 @@ class GRU(_OneState):
         candidate: str = "tanh",
         weight_dropout: float = 0.0,
     ) -> None:
-        if candidate not in ("tanh", "relu"):
-            raise ValueError(f"candidate is {candidate!r}; it must be 'tanh' or 'relu'")
-        self.reset_after, self.candidate = bool(reset_after), candidate
-        cell = "gru" if reset_after else "gru_reset_before"
+        self.reset_after = bool(reset_after)
+        self.candidate = checked_nonlinearity("candidate", candidate)
+        cell = cell_name("gru" if reset_after else "gru_reset_before", candidate=candidate)
         super().__init__(
-            cell if candidate == "tanh" else f"{cell}_relu", input_size, hidden_size, num_layers,
-            bias, batch_first, dropout, bidirectional, 0, device, dtype,
-            weight_dropout=weight_dropout,
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            0, device, dtype, weight_dropout=weight_dropout,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         """As torch.nn, and the options that torch.nn does not have."""
-        extra = "" if self.reset_after else ", reset_after=False"
-        extra += "" if self.candidate == "tanh" else f", candidate={self.candidate}"
-        return super().extra_repr() + extra
+        return super().extra_repr() + _options(self, {"reset_after": True, "candidate": "tanh"})
 
 
 class RNN(_OneState):
@@ -312,7 +331,7 @@ class RNN(_OneState):
         *,
         weight_dropout: float = 0.0,
     ) -> None:
-        self.nonlinearity = checked_nonlinearity(nonlinearity)
+        self.nonlinearity = checked_nonlinearity("nonlinearity", nonlinearity)
         super().__init__(
             f"rnn_{nonlinearity}", input_size, hidden_size, num_layers,
             bias, batch_first, dropout, bidirectional, 0, device, dtype,
@@ -321,17 +340,22 @@ class RNN(_OneState):
 
     def extra_repr(self) -> str:
         """As torch.nn, and the nonlinearity where it is not tanh."""
-        extra = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}"
-        return super().extra_repr() + extra
+        return super().extra_repr() + _options(self, {"nonlinearity": "tanh"})
 
 
-def checked_nonlinearity(name: str) -> str:
-    """Return ``name`` if the registry has such an RNN.
+def _options(module: nn.Module, defaults: dict[str, object]) -> str:
+    """The options that are not defaults, as ``repr`` shows them."""
+    given = {name: getattr(module, name) for name in defaults}
+    return "".join(f", {n}={v}" for n, v in given.items() if v != defaults[n])
+
+
+def checked_nonlinearity(argument: str, name: str) -> str:
+    """Return ``name`` if there is such a nonlinearity.
 
     Raises:
-        ValueError: it has not.
+        ValueError: there is not.
     """
-    if f"rnn_{name}" not in CELLS:
-        known = ", ".join(repr(n[4:]) for n in CELLS if n.startswith("rnn_"))
-        raise ValueError(f"Unknown nonlinearity {name!r}: it must be one of {known}")
+    if name not in NONLINEARITIES:
+        known = ", ".join(map(repr, NONLINEARITIES))
+        raise ValueError(f"Unknown {argument} {name!r}: it must be one of {known}")
     return name

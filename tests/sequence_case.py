@@ -17,10 +17,19 @@ from fusedrnn import reference
 from fusedrnn._call import Reset, Weights
 from fusedrnn.cells import CELLS, Cell
 
-# These share the code of another cell but for the nonlinearity. What crosses many options takes one
-# cell of each kind; units (test_cells.py), equations and each backend's values take every cell.
-SIBLINGS = ("gru_relu", "gru_reset_before_relu", "rnn_relu", "rnn_sigmoid", "rnn_identity")
-KINDS = tuple(name for name in CELLS if name not in SIBLINGS)
+# Options change a kernel's maths, not its code around it. What crosses many of them takes KINDS, a
+# cell of each kernel; units (test_cells.py), equations and each backend's values take EVERY one.
+VARIANTS = (
+    "lstm:update=tanh,output=identity",
+    "lstm:candidate=relu,output=sigmoid",
+    "lstm_coupled:candidate=sigmoid,output=identity",
+    "gru:candidate=relu",
+    "gru_reset_before:candidate=identity",
+)
+EVERY = (*CELLS, *VARIANTS)
+# Where c meets its bound the slope jumps: for float64, where no rounding decides on which side.
+CLIPPED = ("lstm:clip=0.2", "lstm_coupled:update=tanh,clip=0.1")
+KINDS = ("lstm", "lstm_coupled", "slstm", "gru", "gru_reset_before", "rnn_tanh")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Result = dict[str, Tensor]
@@ -69,7 +78,7 @@ PROJECTED = (
 )
 
 
-def cases(names: tuple[str, ...] = tuple(CELLS)) -> list:
+def cases(names: tuple[str, ...] = EVERY) -> list:
     """Every kind of cell with every problem it has (the projection is torch.nn.LSTM's); the others
     with three."""
     return [
@@ -92,10 +101,11 @@ def inputs(cell: Cell, case: Case, dtype: torch.dtype, device: str = "cpu") -> R
         return values.to(device, dtype)
 
     x, gain = normal(N, case.T, case.B, G * H), 1.0
-    if cell.name.endswith("relu"):
-        # Its derivative jumps at 0, where the last bit would decide: keep the last gate, which is
-        # the one that has it, off.
-        x[..., -H:] += 4 * x[..., -H:].sign()
+    if "relu" in cell.name:
+        # Its derivative jumps at 0, where the last bit would decide: keep the gate that has it off.
+        gate = {"lstm": 2}.get(cell.kernel, G - 1)
+        its = x[..., gate * H : (gate + 1) * H]
+        its += 4 * its.sign()
         gain = 0.25
     tensors = {"x": x}
     for d in range(N):

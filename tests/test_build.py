@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 TORCH = Path(torch.__file__).parent
 VARIABLES = ("FUSEDRNN_", "CXX", "CUDA", "TRITON_", "CMAKE_")
-ONE_CELL = '#pragma once\n#include "cells/rnn.h"\n#define FRNN_FOR_EACH_CELL(X) X(RNN<Tanh>)\n'
+ONE_CELL = '#pragma once\n#include "cells/rnn.h"\n#define FRNN_FOR_EACH_CELL(X) X(RNN)\n'
 
 spec = importlib.util.spec_from_file_location("fusedrnn_setup", ROOT / "setup.py")
 recipe = importlib.util.module_from_spec(spec)

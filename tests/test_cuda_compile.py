@@ -68,7 +68,7 @@ def expected() -> set[tuple[str, str, str]]:
             if dtype.endswith("16") and not cell.second:
                 more = LARGEST if len(cell.gates) > 1 else ("backward[0, 2]",)
                 names += [f"cluster_{name}" for name in CLUSTER + more]
-            keys |= {(name, cell.name, dtype) for name in names}
+            keys |= {(name, cell.kernel, dtype) for name in names}
     return keys
 
 

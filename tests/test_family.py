@@ -13,16 +13,29 @@ from samples import run
 from torch.nn.functional import dropout, linear
 
 import fusedrnn
+from fusedrnn import _native
+from fusedrnn.cells import CELLS
 
 T, B, I, H = 6, 3, 4, 5
 sigmoid, tanh, relu = torch.sigmoid, torch.tanh, torch.relu
 
 
-def lstm_coupled(a, h, c):
-    """c = f * c' + (1 - f) * g, rows f, g, o."""
-    f, g, o = (linear(x, W, b) + linear(h, U, b2) for x, W, U, b, b2 in a)
-    c = sigmoid(f) * c + (1 - sigmoid(f)) * tanh(g)
-    return sigmoid(o) * tanh(c), c
+def lstm(*s, g_of=tanh, update=lambda c: c, output=tanh):
+    """c = update(f * c' + i * g), h = o * output(c); rows i, f, g, o, or coupled f, g, o."""
+    a, h, c = s
+    *i, f, g, o = (linear(x, W, b) + linear(h, U, b2) for x, W, U, b, b2 in a)
+    f = sigmoid(f)
+    i = sigmoid(i[0]) if i else 1 - f
+    c = update(f * c + i * g_of(g))
+    return sigmoid(o) * output(c), c
+
+
+def identity(x):
+    return x
+
+
+def clipped(c):
+    return torch.where(c.abs() < 0.05, c, 0.05 * c.sign())
 
 
 def slstm(a, h, c, n, _):
@@ -48,7 +61,35 @@ def rnn_identity(a, h):
 
 
 VARIANTS = {
-    "coupled": (fusedrnn.LSTM, {"coupled": True}, 3, 2, lstm_coupled),
+    "coupled": (fusedrnn.LSTM, {"coupled": True}, 3, 2, lstm),
+    "activation-on-the-update": (
+        fusedrnn.LSTM,
+        {"cell_activation": "tanh", "output_activation": "identity"},
+        4,
+        2,
+        lambda *s: lstm(*s, update=tanh, output=identity),
+    ),
+    "keras-relu": (
+        fusedrnn.LSTM,
+        {"candidate": "relu", "output_activation": "relu"},
+        4,
+        2,
+        lambda *s: lstm(*s, g_of=relu, output=relu),
+    ),
+    "clipped": (fusedrnn.LSTM, {"cell_clip": 0.05}, 4, 2, lambda *s: lstm(*s, update=clipped)),
+    "coupled-everything": (
+        fusedrnn.LSTM,
+        {
+            "coupled": True,
+            "candidate": "sigmoid",
+            "output_activation": "identity",
+            "cell_activation": "tanh",
+            "cell_clip": 0.05,
+        },
+        3,
+        2,
+        lambda *s: lstm(*s, g_of=sigmoid, update=lambda c: clipped(tanh(c)), output=identity),
+    ),
     "slstm": (fusedrnn.SLSTM, {}, 4, 4, slstm),
     "relu": (fusedrnn.GRU, {"candidate": "relu"}, 3, 1, lambda *s: gru(*s, after=True)),
     "before-relu": (
@@ -243,5 +284,40 @@ def test_weight_dropout_warns_of_nothing():
 
 
 def test_a_candidate_must_be_known():
-    with pytest.raises(ValueError, match="candidate is 'elu'; it must be 'tanh' or 'relu'"):
+    known = "it must be one of 'tanh', 'relu', 'sigmoid', 'identity'"
+    for option in ("candidate", "cell_activation", "output_activation"):
+        with pytest.raises(ValueError, match=f"Unknown {option} 'elu': {known}"):
+            fusedrnn.LSTM(I, H, **{option: "elu"})
+    with pytest.raises(ValueError, match=f"Unknown candidate 'elu': {known}"):
         fusedrnn.GRU(I, H, candidate="elu")
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, float("inf"), float("nan")])
+def test_a_bound_is_positive(clip):
+    with pytest.raises(
+        ValueError, match="cell_clip is .*; it must be a finite number > 0, or None"
+    ):
+        fusedrnn.LSTM(I, H, cell_clip=clip)
+
+
+def test_names_with_options():
+    assert fusedrnn.LSTM(2, 3).cell == "lstm"
+    layer = fusedrnn.LSTM(2, 3, cell_activation="tanh", output_activation="identity", cell_clip=3)
+    assert layer.cell == "lstm:update=tanh,output=identity,clip=3.0" and layer.cell in CELLS
+    for wrong in ("lstm:gain=2", "gru:clip=3.0", "elman", "lstm:", "lstm:clip"):
+        assert wrong not in CELLS, wrong
+    if not _native.MISSING:
+        with pytest.raises(RuntimeError, match="no nonlinearity named 'elu'"):
+            _native_forward("gru:candidate=elu")
+        with pytest.raises(RuntimeError, match="no cell has an option 'gain'; there are candidate"):
+            _native_forward("gru:gain=2")
+        with pytest.raises(RuntimeError, match="'-1' is not a number above 0"):
+            _native_forward("lstm:clip=-1")
+
+
+def _native_forward(cell):
+    x = torch.zeros(1, 1, 6)
+    torch.ops.fusedrnn.sequence_forward.native(
+        cell, [x], [torch.zeros(6, 2)], [], [], x[:, :, :2], x[:0, :, :2], None, None, None, None,
+        False,
+    )  # fmt: skip

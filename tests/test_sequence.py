@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import assert_close64
-from sequence_case import KINDS, Case, arguments, inputs, native, run, truth
+from sequence_case import CLIPPED, EVERY, KINDS, Case, arguments, inputs, native, run, truth
 from torch.library import opcheck
 
 import fusedrnn
@@ -13,7 +13,6 @@ from fusedrnn import _native, ops, reference
 from fusedrnn.cells import CELLS
 
 needs_native = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
-every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 cells = pytest.mark.parametrize("cell", [CELLS[name] for name in KINDS], ids=KINDS)
 directions = pytest.mark.parametrize("directions", [1, 2])
 ragged = pytest.mark.parametrize("ragged", [False, True])
@@ -24,7 +23,7 @@ def lengths_of(T, B):
     return tuple(torch.randint(0, T + 1, (B,), generator=torch.Generator().manual_seed(B)).tolist())
 
 
-@every_cell
+@cells
 @directions
 @ragged
 @reset
@@ -36,6 +35,14 @@ def test_equals_reference(cell, directions, ragged, reset, sizes, device):
     tensors = inputs(cell, case, torch.float64, device)
     ours = run(ops.sequence, cell, case, tensors, torch.float64)
     assert_close64(ours, truth(cell, case, tensors), cell.name)
+
+
+@pytest.mark.parametrize("name", EVERY + CLIPPED)
+def test_every_variant_equals_the_reference(name, device):
+    cell, case = CELLS[name], Case(5, 4, 35, directions=2, lengths=(2, 5, 0, 4), reset="given")
+    tensors = inputs(cell, case, torch.float64, device)
+    ours = run(ops.sequence, cell, case, tensors, torch.float64)
+    assert_close64(ours, truth(cell, case, tensors), name)
 
 
 def flat(cell, case, tensors):

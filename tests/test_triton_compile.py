@@ -1,10 +1,10 @@
 """Every Triton kernel compiles for GPUs that need not be there, within their limits.
 
 Checked here: every kind of cell in bfloat16 for sm_90, both kinds of kernel; LSTM in the other
-types, with a projection and in tf32, and output layers, for sm_80, sm_90 and sm_100. ``FUSEDRNN_TEST_ALL=1``
-takes all cells in all types for sm_80, sm_89, sm_90, sm_100 and sm_120 (minutes). What compiles is
-what the host code launches (tests/triton_compile.py); whether it computes the right thing is for
-test_triton.py and test_triton_softmax.py.
+types, with a projection and in tf32, and output layers, for sm_80, sm_90 and sm_100.
+``FUSEDRNN_TEST_ALL=1`` takes all cells in all types for sm_80, sm_89, sm_90, sm_100 and sm_120
+(minutes). What compiles is what the host code launches (tests/triton_compile.py); whether it
+computes the right thing is for test_triton.py and test_triton_softmax.py.
 """
 
 import json

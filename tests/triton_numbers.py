@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sequence_case import KINDS, Case, arguments, inputs, native, plain, run, truth
+from sequence_case import CLIPPED, EVERY, KINDS, Case, arguments, inputs, native, plain, run, truth
 from sequence_case import check as check_results
 
 import fusedrnn
@@ -85,7 +85,14 @@ def check(cell, case, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", EVERY + CLIPPED)
+def test_every_variant(force, kernel, cell):
+    force(kernel)
+    check(cell, Case(3, 2, 7))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("cell", KINDS)
 @pytest.mark.parametrize(
     "case",
     (

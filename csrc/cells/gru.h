@@ -1,8 +1,8 @@
-// GRU (Cho et al. 2014) with the reset gate after the product, as torch.nn.GRU and cuDNN:
+// GRU with the reset gate after the product, as torch.nn.GRU and cuDNN (Cho et al. 2014):
 //   r, z = sigmoid(W x + b + U h' + b')         gate order r, z, n
 //   n = tanh(W_n x + b_n + r * q),  q = U_n h' + b'_n
 //   h = (1 - z) * n + z * h'
-// GRURelu has relu in the place of n's tanh.
+// Option: candidate, the nonlinearity of n.
 #pragma once
 #include "../cell.h"
 #include "nonlinearity.h"
@@ -10,39 +10,32 @@
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-template <class Candidate>
-struct AnyGRU {
+struct GRU {
+  static constexpr const char* kName = "gru";
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 4, kSecond = 0;
   // The candidate's two preactivations differ by the factor r: d[2] is that of x, d[3] that of q.
   FRNN_HD static constexpr int h_grad(int g) { return g < 2 ? g : 3; }
 
   template <class T>
-  FRNN_HD static void forward(const T (&x)[3], const T (&u)[3], const T (&s)[1], T (&out)[1],
-                              T (&saved)[4]) {
+  FRNN_HD static void forward(const CellOptions& options, const T (&x)[3], const T (&u)[3],
+                              const T (&s)[1], T (&out)[1], T (&saved)[4]) {
     const T r = sigmoid(x[0] + u[0]), z = sigmoid(x[1] + u[1]);
-    const T n = Candidate::value(x[2] + r * u[2]);
+    const T n = apply(options.candidate, x[2] + r * u[2]);
     out[0] = (T(1) - z) * n + z * s[0];
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = u[2];
   }
 
   template <class T>
-  FRNN_HD static void backward(const T (&saved)[4], const T (&s)[1], const T (&)[1],
-                               const T (&dout)[1], T (&d)[4], T (&ds)[1]) {
+  FRNN_HD static void backward(const CellOptions& options, const T (&saved)[4], const T (&s)[1],
+                               const T (&)[1], const T (&dout)[1], T (&d)[4], T (&ds)[1]) {
     const T r = saved[0], z = saved[1], n = saved[2], q = saved[3];
-    const T dn = dout[0] * (T(1) - z) * Candidate::slope(n);
+    const T dn = dout[0] * (T(1) - z) * slope(options.candidate, n);
     d[0] = dn * q * r * (T(1) - r);
     d[1] = dout[0] * (s[0] - n) * z * (T(1) - z);
     d[2] = dn;
     d[3] = dn * r;
     ds[0] = dout[0] * z;
   }
-};
-
-struct GRU : AnyGRU<Tanh> {
-  static constexpr const char* kName = "gru";
-};
-struct GRURelu : AnyGRU<Relu> {
-  static constexpr const char* kName = "gru_relu";
 };
 
 }  // namespace FRNN_ISA

@@ -3,7 +3,7 @@
 //   r, z = sigmoid(W x + b + U h' + b')         gate order r, z, n
 //   n = tanh(W_n x + b_n + U_n p + b'_n),  p = r * h'
 //   h = (1 - z) * n + z * h'
-// GRUResetBeforeRelu has relu in the place of n's tanh.
+// Option: candidate, the nonlinearity of n.
 #pragma once
 #include "../cell.h"
 #include "nonlinearity.h"
@@ -11,48 +11,42 @@
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-template <class Candidate>
-struct AnyGRUResetBefore {
+struct GRUResetBefore {
+  static constexpr const char* kName = "gru_reset_before";
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 3, kSecond = 1, kOperand = 3;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
 
   template <class T>
-  FRNN_HD static T operand(const T (&x)[3], const T (&u)[3], const T (&s)[1], T (&saved)[4]) {
+  FRNN_HD static T operand(const CellOptions&, const T (&x)[3], const T (&u)[3], const T (&s)[1],
+                           T (&saved)[4]) {
     saved[0] = sigmoid(x[0] + u[0]);
     saved[1] = sigmoid(x[1] + u[1]);
     return saved[kOperand] = saved[0] * s[0];
   }
 
   template <class T>
-  FRNN_HD static void forward(const T (&x)[3], const T (&u)[3], const T (&s)[1], T (&out)[1],
-                              T (&saved)[4]) {
-    const T z = saved[1], n = saved[2] = Candidate::value(x[2] + u[2]);
+  FRNN_HD static void forward(const CellOptions& options, const T (&x)[3], const T (&u)[3],
+                              const T (&s)[1], T (&out)[1], T (&saved)[4]) {
+    const T z = saved[1], n = saved[2] = apply(options.candidate, x[2] + u[2]);
     out[0] = (T(1) - z) * n + z * s[0];
   }
 
   template <class T>
-  FRNN_HD static void backward(const T (&saved)[4], const T (&s)[1], const T (&)[1],
-                               const T (&dout)[1], T (&d)[3], T (&ds)[1]) {
+  FRNN_HD static void backward(const CellOptions& options, const T (&saved)[4], const T (&s)[1],
+                               const T (&)[1], const T (&dout)[1], T (&d)[3], T (&ds)[1]) {
     const T z = saved[1], n = saved[2];
     d[1] = dout[0] * (s[0] - n) * z * (T(1) - z);
-    d[2] = dout[0] * (T(1) - z) * Candidate::slope(n);
+    d[2] = dout[0] * (T(1) - z) * slope(options.candidate, n);
     ds[0] = dout[0] * z;
   }
 
   template <class T>
-  FRNN_HD static void backward_operand(const T (&saved)[4], const T (&s)[1], T dp, T (&d)[3],
-                                       T (&ds)[1]) {
+  FRNN_HD static void backward_operand(const CellOptions&, const T (&saved)[4], const T (&s)[1],
+                                       T dp, T (&d)[3], T (&ds)[1]) {
     const T r = saved[0];
     d[0] = dp * s[0] * r * (T(1) - r);
     ds[0] += dp * r;
   }
-};
-
-struct GRUResetBefore : AnyGRUResetBefore<Tanh> {
-  static constexpr const char* kName = "gru_reset_before";
-};
-struct GRUResetBeforeRelu : AnyGRUResetBefore<Relu> {
-  static constexpr const char* kName = "gru_reset_before_relu";
 };
 
 }  // namespace FRNN_ISA

@@ -2,8 +2,10 @@
 // new.
 //   f, o = sigmoid(W x + U h' + b),  g = tanh(W x + U h' + b)        gate order f, g, o
 //   c = f * c' + (1 - f) * g,  h = o * tanh(c)
+// Options: as in lstm.h.
 #pragma once
 #include "../cell.h"
+#include "inner_state.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
@@ -14,23 +16,24 @@ struct LSTMCoupled {
   FRNN_HD static constexpr int h_grad(int g) { return g; }
 
   template <class T>
-  FRNN_HD static void forward(const T (&x)[3], const T (&u)[3], const T (&s)[2], T (&out)[2],
-                              T (&saved)[3]) {
-    const T f = sigmoid(x[0] + u[0]), g = tanh_of(x[1] + u[1]), o = sigmoid(x[2] + u[2]);
-    out[1] = f * s[1] + (T(1) - f) * g;
-    out[0] = o * tanh_of(out[1]);
+  FRNN_HD static void forward(const CellOptions& options, const T (&x)[3], const T (&u)[3],
+                              const T (&s)[2], T (&out)[2], T (&saved)[3]) {
+    const T f = sigmoid(x[0] + u[0]), o = sigmoid(x[2] + u[2]);
+    const T g = apply(options.candidate, x[1] + u[1]);
+    out[1] = updated(options, f * s[1] + (T(1) - f) * g);
+    out[0] = o * apply(options.output, out[1]);
     saved[0] = f, saved[1] = g, saved[2] = o;
   }
 
   template <class T>
-  FRNN_HD static void backward(const T (&saved)[3], const T (&s)[2], const T (&out)[2],
-                               const T (&dout)[2], T (&d)[3], T (&ds)[2]) {
+  FRNN_HD static void backward(const CellOptions& options, const T (&saved)[3], const T (&s)[2],
+                               const T (&out)[2], const T (&dout)[2], T (&d)[3], T (&ds)[2]) {
     const T f = saved[0], g = saved[1], o = saved[2];
-    const T tc = tanh_of(out[1]);
-    const T dc = dout[1] + dout[0] * o * (T(1) - tc * tc);
+    const T y = apply(options.output, out[1]);
+    const T dc = (dout[1] + dout[0] * o * slope(options.output, y)) * update_slope(options, out[1]);
     d[0] = dc * (s[1] - g) * f * (T(1) - f);
-    d[1] = dc * (T(1) - f) * (T(1) - g * g);
-    d[2] = dout[0] * tc * o * (T(1) - o);
+    d[1] = dc * (T(1) - f) * slope(options.candidate, g);
+    d[2] = dout[0] * y * o * (T(1) - o);
     ds[0] = T(0);
     ds[1] = dc * f;
   }

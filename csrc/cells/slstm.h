@@ -21,8 +21,8 @@ struct SLSTM {
   FRNN_HD static constexpr int h_grad(int g) { return g; }
 
   template <class T>
-  FRNN_HD static void forward(const T (&x)[4], const T (&u)[4], const T (&s)[4], T (&out)[4],
-                              T (&saved)[5]) {
+  FRNN_HD static void forward(const CellOptions&, const T (&x)[4], const T (&u)[4], const T (&s)[4],
+                              T (&out)[4], T (&saved)[5]) {
     const T log_i = x[0] + u[0], a = x[1] + u[1];
     const T z = tanh_of(x[2] + u[2]), o = sigmoid(x[3] + u[3]);
     const T lead = log_sigmoid(a) + s[3] - log_i;
@@ -36,8 +36,8 @@ struct SLSTM {
   }
 
   template <class T>
-  FRNN_HD static void backward(const T (&saved)[5], const T (&s)[4], const T (&out)[4],
-                               const T (&dout)[4], T (&d)[4], T (&ds)[4]) {
+  FRNN_HD static void backward(const CellOptions&, const T (&saved)[5], const T (&s)[4],
+                               const T (&out)[4], const T (&dout)[4], T (&d)[4], T (&ds)[4]) {
     const T i = saved[0], f = saved[1], z = saved[2], o = saved[3];
     const T padding = T(1) - relu_slope(out[2]);  // n is 0 only where a tile has no unit
     const T inverse = T(1) / (out[2] + padding), y = out[1] * inverse;

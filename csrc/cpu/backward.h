@@ -230,7 +230,7 @@ class BackwardPass {
       dout[k] = gather(p, in(dc.get() + (k - 1) * B * H, 1));
       stop(later, p, dout[k], in(danew_c.get() + (k - 1) * B * H, 1));
     });
-    Cell::backward(saved, s, out, dout, d, ds);
+    Cell::backward(a.n.options, saved, s, out, dout, d, ds);
     if (!projected) scatter(p, ds[0], in(direct.get(), 1));
     each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, ds[k], in(dc.get() + (k - 1) * B * H, 1)); });
     each<N2>([&](auto g) FRNN_INLINE {
@@ -251,7 +251,7 @@ class BackwardPass {
     s[0] = h_before(t, p);
     each<N>([&](auto k) FRNN_INLINE { d[k] = gather(p, in(partial.get() + k * H, N)); });
     ds[0] = gather(p, in(direct.get(), 1));
-    Cell::backward_operand(saved, s, product_of(p), d, ds);
+    Cell::backward_operand(a.n.options, saved, s, product_of(p), d, ds);
     scatter(p, ds[0], in(direct.get(), 1));
     leave(t, p, now, d);
   }

@@ -229,7 +229,7 @@ class ForwardPass {
     each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
     if constexpr (N2 > 0)
       each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(kept.get() + k * H, K)); });
-    Cell::forward(x, u, s, out, saved);
+    Cell::forward(a.n.options, x, u, s, out, saved);
     each<S, !kWide>([&](auto k)
                         FRNN_INLINE { scatter(p, out[k], in(states.get() + k * B * H, 1)); });
     const L hidden = rounded<D>(out[0]);
@@ -257,7 +257,7 @@ class ForwardPass {
     });
     each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
     each<K>([&](auto k) FRNN_INLINE { saved[k] = L(0); });
-    scatter(p, rounded<D>(Cell::operand(x, u, s, saved)), in(operand.get(), 1));
+    scatter(p, rounded<D>(Cell::operand(a.n.options, x, u, s, saved)), in(operand.get(), 1));
     each<K>([&](auto k) FRNN_INLINE { scatter(p, saved[k], in(kept.get() + k * H, K)); });
   }
 

@@ -157,6 +157,24 @@ inline FRNN_INLINE Lanes<A> log_sigmoid(const Lanes<A>& x) {
 }
 
 template <class A>
+inline FRNN_INLINE Lanes<A> bounded(const Lanes<A>& x, double limit) {
+  return map(x, [=](auto v) FRNN_INLINE {
+    const auto top = A(limit) - decltype(v){}, low = A(-limit) - decltype(v){};
+    v = v > top ? top : v;
+    return v < low ? low : v;
+  });
+}
+
+template <class A>
+inline FRNN_INLINE Lanes<A> bounded_slope(const Lanes<A>& y, double limit) {
+  return map(y, [=](auto v) FRNN_INLINE {
+    using Vec = decltype(v);
+    const Vec one = A(1) - Vec{}, inside = v < A(limit) - Vec{} ? one : Vec{};
+    return v > A(-limit) - Vec{} ? inside : Vec{};
+  });
+}
+
+template <class A>
 inline FRNN_INLINE Lanes<A> relu(const Lanes<A>& x) {
   return map(x, [](auto v) FRNN_INLINE {
     const decltype(v) zero{};

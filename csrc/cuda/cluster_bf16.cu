@@ -15,7 +15,7 @@ int cluster_room(int size, const char*& why_none) {
   work.size = size, work.warps = 8, work.shared = 128 << 10;
   ClusterLaunch launch;
   // Any cell's would do: what is asked is how many clusters of this size the card holds at once.
-  why_none = launch.prepare(cluster_forward<RNN<Tanh>, __nv_bfloat16, 0, 1>, work, 1, nullptr);
+  why_none = launch.prepare(cluster_forward<RNN, __nv_bfloat16, 0, 1>, work, 1, nullptr);
   return launch.at_once;
 }
 #endif

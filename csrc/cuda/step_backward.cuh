@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     if (live) {
       const Known<Cell, Data> known(p, step, b, unit);
       if (!projected) dout[0] += or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit);
-      Cell::backward(known.saved, known.s, known.out, dout, d, ds);
+      Cell::backward(p.n.options, known.saved, known.s, known.out, dout, d, ds);
     }
     if (P == H && (live || !projected)) carry.h[i] = live ? ds[0] : dout[0];
 #pragma unroll
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     ds[0] = carry.h[i];
 #pragma unroll
     for (int k = 1; k < Cell::kStates; ++k) ds[k] = carry.inner[(k - 1) * B * H + i];
-    Cell::backward_operand(known.saved, known.s, sums[0], d, ds);
+    Cell::backward_operand(p.n.options, known.saved, known.s, sums[0], d, ds);
     carry.h[i] = ds[0];
 #pragma unroll
     for (int k = 1; k < Cell::kStates; ++k) carry.inner[(k - 1) * B * H + i] = ds[k];

@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     load_states<Cell, Data>(s, state, n, b, unit);
 #pragma unroll
     for (int g = 0; g < kFirst; ++g) u[g] = sums[g] + or_zero<Data>(p.bias_hh, g * n.H + unit);
-    round_to(state.second[b * n.H + unit], Cell::operand(x, u, s, saved));
+    round_to(state.second[b * n.H + unit], Cell::operand(p.n.options, x, u, s, saved));
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) {
       state.early[(b * Cell::kSaved + k) * n.H + unit] = saved[k];
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
         saved[k] = state.early[(b * Cell::kSaved + k) * H + unit];
       }
     }
-    Cell::forward(x, u, s, out, saved);
+    Cell::forward(p.n.options, x, u, s, out, saved);
     const bool live = alive(p.lengths, b, t), cut = is_reset(p, step + 1, b);
 #pragma unroll
     for (int i = 0; i < Cell::kStates; ++i) out[i] = live ? out[i] : s[i];

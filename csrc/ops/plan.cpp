@@ -81,8 +81,9 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
                            int64_t P, bool projection, bool backward, int64_t directions,
                            std::string device) {
   PlanProblem problem{0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
+  const std::string kernel = read_cell(cell).kernel;
 #define X(...)                             \
-  if (cell == __VA_ARGS__::kName) {        \
+  if (kernel == __VA_ARGS__::kName) {      \
     problem.gates = __VA_ARGS__::kGates;   \
     problem.second = __VA_ARGS__::kSecond; \
   }

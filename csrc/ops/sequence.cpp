@@ -16,13 +16,13 @@ struct CellSizes {
   int gates, states, saved, grads;
 };
 
-CellSizes sizes_of(const std::string& cell) {
-#define X(...)                    \
-  if (cell == __VA_ARGS__::kName) \
+CellSizes sizes_of(const std::string& kernel) {
+#define X(...)                      \
+  if (kernel == __VA_ARGS__::kName) \
     return {__VA_ARGS__::kGates, __VA_ARGS__::kStates, __VA_ARGS__::kSaved, __VA_ARGS__::kGrads};
   FRNN_FOR_EACH_CELL(X)
 #undef X
-  STD_TORCH_CHECK(false, "fusedrnn: no cell named '", cell, "'");
+  STD_TORCH_CHECK(false, "fusedrnn: no cell named '", kernel, "'");
   return {};
 }
 
@@ -84,8 +84,8 @@ class Checked {
 
 // Finds the kernel, gives it workspace and stream, and turns its complaint into an exception.
 template <class Args, class Pick>
-void launch(const std::string& cell, const Tensor& like, const Args (&args)[2], int64_t directions,
-            bool backward, Pick pick) {
+void launch(const std::string& kernel, const Tensor& like, const Args (&args)[2],
+            int64_t directions, bool backward, Pick pick) {
   const SequenceKernels* kernels = nullptr;
   void* stream = nullptr;
 #ifdef FUSEDRNN_CUDA
@@ -93,11 +93,11 @@ void launch(const std::string& cell, const Tensor& like, const Args (&args)[2], 
   if (like.is_cuda()) {
     guard.emplace(like.get_device_index());
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
-    kernels = find_cuda_sequence(cell.c_str());
+    kernels = find_cuda_sequence(kernel.c_str());
   }
 #endif
-  if (like.is_cpu()) kernels = find_cpu_sequence(cell.c_str());
-  STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", cell, "' for this device");
+  if (like.is_cpu()) kernels = find_cpu_sequence(kernel.c_str());
+  STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", kernel, "' for this device");
   const int64_t bytes = int64_t(kernels->workspace_bytes(args[0].n, backward));
   Tensor workspace = allocate(like, {directions * bytes}, ScalarType::Byte);
   void* place = workspace.mutable_data_ptr();
@@ -107,19 +107,23 @@ void launch(const std::string& cell, const Tensor& like, const Args (&args)[2], 
 
 // What both ops need to know of a call.
 struct Problem {
+  CellName cell;
   CellSizes c;
   int64_t N, T, B, H, P;  // N directions
   bool projected;
 
   SequenceSizes sizes(int64_t direction, DType dtype) const {
-    return {T, B, H, P, dtype, direction == 1, N * P, int(torch::stable::get_num_threads())};
+    return {
+        T,           B, H, P, dtype, direction == 1, N * P, int(torch::stable::get_num_threads()),
+        cell.options};
   }
 };
 
 // `like`, named `name`, is gx or y.
 Problem problem_of(const std::string& cell, const Tensor& like, const char* name, size_t directions,
                    const List& weight_hh, const List& weight_hr) {
-  const CellSizes c = sizes_of(cell);
+  const CellName name_of = read_cell(cell);
+  const CellSizes c = sizes_of(name_of.kernel);
   STD_TORCH_CHECK(directions == 1 || directions == 2,
                   "fusedrnn: a layer has one direction or two, got ", directions, " tensors");
   STD_TORCH_CHECK(weight_hh.size() == directions, "fusedrnn: weight_hh must hold ", directions,
@@ -134,7 +138,7 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
   const int64_t H = w.size(0) / c.gates, P = w.size(1);
   STD_TORCH_CHECK(!weight_hr.empty() || P == H, "fusedrnn: weight_hh must be [", c.gates * H, ", ",
                   H, "] without a projection, got ", show(w));
-  return {c, int64_t(directions), like.size(0), like.size(1), H, P, !weight_hr.empty()};
+  return {name_of, c, int64_t(directions), like.size(0), like.size(1), H, P, !weight_hr.empty()};
 }
 
 // Entry d of a tensor's first dimension, or of a list; null where there is none.
@@ -223,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
     a.hidden = out(hidden, d, keep_hidden);
   }
   const auto pick = [](const SequenceKernels& k) { return k.forward; };
-  if (B > 0) launch(cell, like, args, N, false, pick);
+  if (B > 0) launch(p.cell.kernel, like, args, N, false, pick);
   return {y, hn, cn, saved, cells, hidden};
 }
 
@@ -278,7 +282,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
     a.dh = out(dh, d, p.projected);
   }
   const auto pick = [](const SequenceKernels& k) { return k.backward; };
-  if (B > 0) launch(cell, y, args, N, true, pick);
+  if (B > 0) launch(p.cell.kernel, y, args, N, true, pick);
   return {grads, dh0, dc0, dh, dreset_h, dreset_c};
 }
 

@@ -68,10 +68,11 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
                  ? run(kernels, work)
                  : Answer("the shape cannot serve the problem so");
   };
+  const std::string kernel = read_cell(cell).kernel;
 #define X(...)                                                            \
-  if (cell == __VA_ARGS__::kName && p.dtype == "bfloat16") {              \
+  if (kernel == __VA_ARGS__::kName && p.dtype == "bfloat16") {            \
     on(cuda::Clustered<__VA_ARGS__, DType::bf16>(), __VA_ARGS__::kGates); \
-  } else if (cell == __VA_ARGS__::kName && p.dtype == "float16") {        \
+  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float16") {      \
     on(cuda::Clustered<__VA_ARGS__, DType::f16>(), __VA_ARGS__::kGates);  \
   }
   FRNN_FOR_EACH_CELL(X)
@@ -87,7 +88,7 @@ Answer run_forward(const std::string& cell, const Problem& problem,
   for (const auto& [reverse, pointers] : directions) {
     const Fields f{pointers};
     SequenceForward p = {};
-    p.n = problem.sizes(reverse);
+    p.n = problem.sizes(reverse), p.n.options = read_cell(cell).options;
     p.gx = f("gx"), p.weight_hh = f("weight_hh"), p.bias_hh = f("bias_hh");
     p.h0 = f("h0"), p.c0 = f("c0"), p.lengths = f.as<int64_t>("lengths");
     p.reset = f.as<bool>("reset"), p.reset_h = f("reset_h"), p.reset_c = f("reset_c");
@@ -106,7 +107,7 @@ Answer run_backward(const std::string& cell, const Problem& problem,
   for (const auto& [reverse, pointers] : directions) {
     const Fields f{pointers};
     SequenceBackward p = {};
-    p.n = problem.sizes(reverse);
+    p.n = problem.sizes(reverse), p.n.options = read_cell(cell).options;
     p.dy = f("dy"), p.dhn = f("dhn"), p.dcn = f("dcn"), p.y = f("y"), p.h0 = f("h0");
     p.c0 = f("c0"), p.weight_hh = f("weight_hh"), p.lengths = f.as<int64_t>("lengths");
     p.reset = f.as<bool>("reset"), p.reset_h = f("reset_h"), p.reset_c = f("reset_c");
@@ -139,8 +140,9 @@ std::string served(const std::string& cell, const Problem& problem, bool project
     refused = !refusal.empty();
     return refused ? refusal.c_str() : nullptr;
   };
+  const std::string kernel = read_cell(cell).kernel;
 #define X(...)                                                                        \
-  if (cell == __VA_ARGS__::kName) {                                                   \
+  if (kernel == __VA_ARGS__::kName) {                                                 \
     by_cluster = cuda::by_cluster<__VA_ARGS__>(&p, directions, backward, wrong, run); \
   }
   FRNN_FOR_EACH_CELL(X)

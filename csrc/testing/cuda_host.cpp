@@ -60,16 +60,17 @@ class Workspace {
 };
 
 const SequenceKernels& kernels_of(const std::string& cell) {
-  const SequenceKernels* found = find_cuda_sequence(cell.c_str());
+  const SequenceKernels* found = find_cuda_sequence(read_cell(cell).kernel.c_str());
   if (found == nullptr) throw std::invalid_argument("no cell named " + cell);
   return *found;
 }
 
 // run(kernels, workspace) in the given order of threads.
 template <class Args, class F>
-std::optional<std::string> in_workspace(const std::string& cell, const std::vector<Args>& layer,
+std::optional<std::string> in_workspace(const std::string& cell, std::vector<Args>& layer,
                                         bool backward, uint64_t order, F run) {
   const SequenceKernels& kernels = kernels_of(cell);
+  for (Args& direction : layer) direction.n.options = read_cell(cell).options;
   Workspace workspace(layer.size() * kernels.workspace_bytes(layer.at(0).n, backward));
   cuda::host::order = order;
   if (const char* wrong = run(kernels, workspace.data())) return wrong;

@@ -32,25 +32,26 @@ struct Unit {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, N = Cell::kGrads;
   static constexpr int N1 = G - Cell::kSecond;
 
-  static py::tuple forward(const Values& x_, const Values& s_, const Values& w) {
+  static py::tuple forward(const CellOptions& options, const Values& x_, const Values& s_,
+                           const Values& w) {
     double x[G], u[G] = {}, s[S], out[S], saved[K] = {};
     fill(x, x_), fill(s, s_);
     for (int g = 0; g < N1; ++g) u[g] = w.at(g) * s[0];
     if constexpr (Cell::kSecond > 0) {
-      const double p = Cell::operand(x, u, s, saved);
+      const double p = Cell::operand(options, x, u, s, saved);
       for (int g = N1; g < G; ++g) u[g] = w.at(g) * p;
     }
-    Cell::forward(x, u, s, out, saved);
+    Cell::forward(options, x, u, s, out, saved);
     return py::make_tuple(values(out), values(saved));
   }
 
   // Gradients of x, of the states, and of w.
-  static py::tuple backward(const Values& saved_, const Values& s_, const Values& out_,
-                            const Values& dout_, const Values& w) {
+  static py::tuple backward(const CellOptions& options, const Values& saved_, const Values& s_,
+                            const Values& out_, const Values& dout_, const Values& w) {
     double saved[K], s[S], out[S], dout[S], d[N] = {}, ds[S];
     fill(saved, saved_), fill(s, s_), fill(out, out_), fill(dout, dout_);
     out[0] = 0;  // not part of the contract
-    Cell::backward(saved, s, out, dout, d, ds);
+    Cell::backward(options, saved, s, out, dout, d, ds);
     Values dw(G);
     if constexpr (Cell::kSecond > 0) {
       double dp = 0;
@@ -58,7 +59,7 @@ struct Unit {
         dp += d[Cell::h_grad(g)] * w.at(g);
         dw[g] = d[Cell::h_grad(g)] * saved[Cell::kOperand];
       }
-      Cell::backward_operand(saved, s, dp, d, ds);
+      Cell::backward_operand(options, saved, s, dp, d, ds);
     }
     for (int g = 0; g < N1; ++g) {
       ds[0] += d[Cell::h_grad(g)] * w.at(g);
@@ -74,14 +75,33 @@ py::array_t<float> map(float (*f)(float), const py::array_t<float>& x) {
   return y;
 }
 
+// f(Unit of the cell's kernel, its options)
+template <class F>
+py::tuple with_unit(const std::string& cell, F f) {
+  const CellName name = read_cell(cell);
+#define X(...) \
+  if (name.kernel == __VA_ARGS__::kName) return f(Unit<__VA_ARGS__>(), name.options);
+  FRNN_FOR_EACH_CELL(X)
+#undef X
+  throw py::value_error("no cell named " + cell);
+}
+
+py::tuple forward(const std::string& cell, const Values& x, const Values& s, const Values& w) {
+  return with_unit(cell, [&](auto unit, auto options) { return unit.forward(options, x, s, w); });
+}
+
+py::tuple backward(const std::string& cell, const Values& saved, const Values& s, const Values& out,
+                   const Values& dout, const Values& w) {
+  return with_unit(cell, [&](auto unit, auto options) {
+    return unit.backward(options, saved, s, out, dout, w);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(fusedrnn_units, m) {
-#define X(...)                                                                               \
-  m.def((std::string(__VA_ARGS__::kName) + "_forward").c_str(), Unit<__VA_ARGS__>::forward); \
-  m.def((std::string(__VA_ARGS__::kName) + "_backward").c_str(), Unit<__VA_ARGS__>::backward);
-  FRNN_FOR_EACH_CELL(X)
-#undef X
+  m.def("forward", forward);
+  m.def("backward", backward);
   m.def("sigmoid", [](const py::array_t<float>& x) { return map(sigmoid<float>, x); });
   m.def("log_sigmoid", [](const py::array_t<float>& x) { return map(log_sigmoid<float>, x); });
   m.def("tanh", [](const py::array_t<float>& x) { return map(tanh_of<float>, x); });

@@ -1,21 +1,62 @@
-"""The registry: every cell, one line each. A new cell needs a line here and one in csrc/cells.h."""
+"""The registry: every cell by name. A new cell needs a line here and one in csrc/cells.h.
+
+A name may have options: ``"gru"``, ``"gru:candidate=relu"``, ``"lstm:update=tanh,clip=3.0"``
+(csrc/cell_name.h). ``CELLS`` lists the names without, and finds all. ``rnn_tanh`` and ``rnn_relu``
+are torch's names for what is one kernel here.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
 
 from . import gru, gru_reset_before, lstm, lstm_coupled, rnn, slstm
 from ._base import Cell
+from ._nonlinear import NONLINEARITIES
 
-CELLS: dict[str, Cell] = {
-    cell.name: cell
-    for cell in (
-        lstm.CELL,
-        lstm_coupled.CELL,
-        slstm.CELL,
-        gru.TANH,
-        gru.RELU,
-        gru_reset_before.TANH,
-        gru_reset_before.RELU,
-        rnn.TANH,
-        rnn.RELU,
-        rnn.SIGMOID,
-        rnn.IDENTITY,
-    )
+_MAKERS: dict[str, Callable[..., Cell]] = {
+    "lstm": lstm.cell,
+    "lstm_coupled": lstm_coupled.cell,
+    "slstm": slstm.cell,
+    "gru": gru.cell,
+    "gru_reset_before": gru_reset_before.cell,
+    **{f"rnn_{g}": partial(rnn.cell, candidate=g) for g in NONLINEARITIES},
 }
+
+
+def _defaults(name: str) -> dict[str, str | float]:
+    """The options of a cell."""
+    parameters = inspect.signature(_MAKERS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def cell_name(name: str, **options: str | float) -> str:
+    """The name of the cell ``name`` with those of the options that are not defaults."""
+    defaults = _defaults(name)
+    chosen = ",".join(f"{key}={value}" for key, value in options.items() if value != defaults[key])
+    return f"{name}:{chosen}" if chosen else name
+
+
+class _Cells(dict[str, Cell]):
+    """Cells by name. Those with options are made when they are first asked for, and not listed."""
+
+    def __missing__(self, name: str) -> Cell:
+        return _variant(name)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return self[name] is not None
+        except KeyError:
+            return False
+
+
+@cache
+def _variant(name: str) -> Cell:
+    plain, _, text = name.partition(":")
+    options = dict(option.split("=") for option in text.split(",")) if text else {}
+    if plain not in _MAKERS or not options.keys() <= _defaults(plain).keys():
+        raise KeyError(f"no cell named {name!r}; there are {', '.join(_MAKERS)}")
+    made = {k: type(_defaults(plain)[k])(value) for k, value in options.items()}
+    return _MAKERS[plain](name, **made)
+
+
+CELLS = _Cells({name: make(name) for name, make in _MAKERS.items()})

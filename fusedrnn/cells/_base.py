@@ -39,7 +39,7 @@ class Cell:
     """One recurrent cell.
 
     Attributes:
-        name: the name that the ops and the C++ struct use.
+        name: the name that the ops use: the C++ struct's, and options (csrc/cell_name.h).
         gates: the gates in the order of the rows of ``weight_ih`` and ``weight_hh``.
         states: what travels from step to step; the first is ``h``, which meets ``weight_hh``.
         saved: what forward leaves for backward, per unit and step.
@@ -66,6 +66,11 @@ class Cell:
     triton: TritonCell | None = None
     second: int = 0
     operand: int | None = None
+
+    @property
+    def kernel(self) -> str:
+        """The C++ struct's name: one kernel serves what differs in options."""
+        return "rnn" if self.name.startswith("rnn_") else self.name.partition(":")[0]
 
     @property
     def grads(self) -> int:

@@ -1,47 +1,60 @@
 """LSTM as torch.nn.LSTM (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000)."""
 
-from torch import Tensor, sigmoid, tanh
+from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
 from ._base import Cell, TritonCell
+from ._nonlinear import NONLINEARITIES, inner
 
 
-def reference(
-    x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """One step: c = f * c' + i * g,  h = o * tanh(c)."""
-    h, c = states
-    u = recur(h)
-    i, f, o = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), sigmoid(x[3] + u[3])
-    g = tanh(x[2] + u[2])
-    c = f * c + i * g
-    return (o * tanh(c), c), (i, f, g, o)
+def cell(
+    name: str,
+    candidate: str = "tanh",
+    update: str = "identity",
+    output: str = "tanh",
+    clip: float = 0.0,
+) -> Cell:
+    """The cell with the options of csrc/cells/lstm.h."""
+    act, out_act = NONLINEARITIES[candidate], NONLINEARITIES[output]
+    inner_c = inner(update, clip)
+    g, g_slope, a, a_slope = candidate, f"{candidate}_slope", update, f"{update}_slope"
+    y_act, y_slope = output, f"{output}_slope"
+    within, within_slope, limit = "bounded", "bounded_slope", clip
 
+    def reference(
+        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """One step: c = f * c' + i * g,  h = o * tanh(c)."""
+        h, c = states
+        u = recur(h)
+        i, f, o = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), sigmoid(x[3] + u[3])
+        g = act(x[2] + u[2])
+        c = inner_c(f * c + i * g)
+        return (o * out_act(c), c), (i, f, g, o)
 
-@jit
-def _forward(x, u, s):
-    i, f, o = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), sigmoid(x[3] + u[3])
-    g = tanh(x[2] + u[2])
-    c = f * s[1] + i * g
-    return (o * tanh(c), c), (i, f, g, o)
+    @jit
+    def forward(x, u, s):
+        i, f, o = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), sigmoid(x[3] + u[3])
+        n = g(x[2] + u[2])
+        c = within(a(f * s[1] + i * n), limit)
+        return (o * y_act(c), c), (i, f, n, o)
 
+    @jit
+    def backward(saved, s, out, dout):
+        i, f, n, o = saved
+        y = y_act(out[1])
+        dc = dout[1] + dout[0] * o * y_slope(y)
+        dc = dc * a_slope(out[1]) * within_slope(out[1], limit)
+        di, df = dc * n * i * (1 - i), dc * s[1] * f * (1 - f)
+        dn, do = dc * i * g_slope(n), dout[0] * y * o * (1 - o)
+        return (di, df, dn, do), (0.0, dc * f)
 
-@jit
-def _backward(saved, s, out, dout):
-    i, f, g, o = saved
-    tc = tanh(out[1])
-    dc = dout[1] + dout[0] * o * (1 - tc * tc)
-    di, df = dc * g * i * (1 - i), dc * s[1] * f * (1 - f)
-    dg, do = dc * i * (1 - g * g), dout[0] * tc * o * (1 - o)
-    return (di, df, dg, do), (0.0, dc * f)
-
-
-CELL = Cell(
-    name="lstm",
-    gates=("i", "f", "g", "o"),
-    states=("h", "c"),
-    saved=("i", "f", "g", "o"),
-    h_grad=(0, 1, 2, 3),
-    reference=reference,
-    triton=TritonCell(_forward, _backward),
-)
+    return Cell(
+        name=name,
+        gates=("i", "f", "g", "o"),
+        states=("h", "c"),
+        saved=("i", "f", "g", "o"),
+        h_grad=(0, 1, 2, 3),
+        reference=reference,
+        triton=TritonCell(forward, backward),
+    )

@@ -1,44 +1,59 @@
 """LSTM with coupled gates, i = 1 - f (Greff et al. 2017: CIFG)."""
 
-from torch import Tensor, sigmoid, tanh
+from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
 from ._base import Cell, TritonCell
+from ._nonlinear import NONLINEARITIES, inner
 
 
-def reference(
-    x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """One step: c = f * c' + (1 - f) * g,  h = o * tanh(c)."""
-    h, c = states
-    u = recur(h)
-    f, g, o = sigmoid(x[0] + u[0]), tanh(x[1] + u[1]), sigmoid(x[2] + u[2])
-    c = f * c + (1 - f) * g
-    return (o * tanh(c), c), (f, g, o)
+def cell(
+    name: str,
+    candidate: str = "tanh",
+    update: str = "identity",
+    output: str = "tanh",
+    clip: float = 0.0,
+) -> Cell:
+    """The cell with the options of csrc/cells/lstm.h."""
+    act, out_act = NONLINEARITIES[candidate], NONLINEARITIES[output]
+    inner_c = inner(update, clip)
+    g, g_slope, a, a_slope = candidate, f"{candidate}_slope", update, f"{update}_slope"
+    y_act, y_slope = output, f"{output}_slope"
+    within, within_slope, limit = "bounded", "bounded_slope", clip
 
+    def reference(
+        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """One step: c = f * c' + (1 - f) * g,  h = o * tanh(c)."""
+        h, c = states
+        u = recur(h)
+        f, o = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])
+        g = act(x[1] + u[1])
+        c = inner_c(f * c + (1 - f) * g)
+        return (o * out_act(c), c), (f, g, o)
 
-@jit
-def _forward(x, u, s):
-    f, g, o = sigmoid(x[0] + u[0]), tanh(x[1] + u[1]), sigmoid(x[2] + u[2])
-    c = f * s[1] + (1 - f) * g
-    return (o * tanh(c), c), (f, g, o)
+    @jit
+    def forward(x, u, s):
+        f, o = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])
+        n = g(x[1] + u[1])
+        c = within(a(f * s[1] + (1 - f) * n), limit)
+        return (o * y_act(c), c), (f, n, o)
 
+    @jit
+    def backward(saved, s, out, dout):
+        f, n, o = saved
+        y = y_act(out[1])
+        dc = dout[1] + dout[0] * o * y_slope(y)
+        dc = dc * a_slope(out[1]) * within_slope(out[1], limit)
+        df, dn = dc * (s[1] - n) * f * (1 - f), dc * (1 - f) * g_slope(n)
+        return (df, dn, dout[0] * y * o * (1 - o)), (0.0, dc * f)
 
-@jit
-def _backward(saved, s, out, dout):
-    f, g, o = saved
-    tc = tanh(out[1])
-    dc = dout[1] + dout[0] * o * (1 - tc * tc)
-    df, dg = dc * (s[1] - g) * f * (1 - f), dc * (1 - f) * (1 - g * g)
-    return (df, dg, dout[0] * tc * o * (1 - o)), (0.0, dc * f)
-
-
-CELL = Cell(
-    name="lstm_coupled",
-    gates=("f", "g", "o"),
-    states=("h", "c"),
-    saved=("f", "g", "o"),
-    h_grad=(0, 1, 2),
-    reference=reference,
-    triton=TritonCell(_forward, _backward),
-)
+    return Cell(
+        name=name,
+        gates=("f", "g", "o"),
+        states=("h", "c"),
+        saved=("f", "g", "o"),
+        h_grad=(0, 1, 2),
+        reference=reference,
+        triton=TritonCell(forward, backward),
+    )

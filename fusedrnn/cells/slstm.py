@@ -58,12 +58,14 @@ def _backward(saved, s, out, dout):
     return d, (0.0, dc * f, dn * f, da)
 
 
-CELL = Cell(
-    name="slstm",
-    gates=("i", "f", "z", "o"),
-    states=("h", "c", "n", "m"),
-    saved=("i", "f", "z", "o", "slope"),
-    h_grad=(0, 1, 2, 3),
-    reference=reference,
-    triton=TritonCell(_forward, _backward),
-)
+def cell(name: str) -> Cell:
+    """The cell; it has no options."""
+    return Cell(
+        name=name,
+        gates=("i", "f", "z", "o"),
+        states=("h", "c", "n", "m"),
+        saved=("i", "f", "z", "o", "slope"),
+        h_grad=(0, 1, 2, 3),
+        reference=reference,
+        triton=TritonCell(_forward, _backward),
+    )

@@ -42,3 +42,52 @@ def exp_of(x):
 def log_sigmoid(x):
     """log(sigmoid(x)), finite for every finite x."""
     return tl.minimum(x, 0.0) - tl.log(1 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def identity(x):
+    """x."""
+    return x
+
+
+@triton.jit
+def bounded(x, limit: tl.constexpr):
+    """x, but no further from 0 than limit (0: no limit); NaN stays NaN."""
+    if limit > 0:
+        return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
+    else:
+        return x
+
+
+# Slopes, in terms of the function's value y.
+@triton.jit
+def tanh_slope(y):
+    """1 - y^2."""
+    return 1 - y * y
+
+
+@triton.jit
+def sigmoid_slope(y):
+    """y (1 - y)."""
+    return y * (1 - y)
+
+
+@triton.jit
+def relu_slope(y):
+    """1 where y > 0, else 0."""
+    return 1.0 * (y > 0)
+
+
+@triton.jit
+def identity_slope(y):
+    """1."""
+    return 1.0
+
+
+@triton.jit
+def bounded_slope(y, limit: tl.constexpr):
+    """1 within the limit, else 0."""
+    if limit > 0:
+        return 1.0 * ((y < limit) & (y > -limit))
+    else:
+        return 1.0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 
@@ -17,16 +17,22 @@ class Twin:
         """The ``triton.jit`` function.
 
         It sees its module's names, but those of ``fusedrnn.triton._maths`` before them: what is
-        ``torch.tanh`` in a cell's reference is Triton's tanh in its twin.
+        ``torch.tanh`` in a cell's reference is Triton's tanh in its twin. Of what it takes from a
+        function around it, strings name functions of ``_maths``, and numbers are constants.
         """
         import triton
+        import triton.language as tl
 
         from . import _maths
 
         names = {**self.python.__globals__, **vars(_maths)}
         for own in ("__name__", "__file__"):
             names[own] = self.python.__globals__[own]
-        twin = FunctionType(self.python.__code__, names, self.python.__name__)
+        around = tuple(
+            CellType(getattr(_maths, v) if isinstance(v, str) else tl.constexpr(v))
+            for v in (cell.cell_contents for cell in self.python.__closure__ or ())
+        )
+        twin = FunctionType(self.python.__code__, names, self.python.__name__, None, around or None)
         return triton.jit(twin)
 
 

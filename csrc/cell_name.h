@@ -1,0 +1,78 @@
+// A cell's whole name: its kernel's, and what varies in it. Variants are data that a kernel is
+// given with a call, not kernels of their own, which would all have to be compiled.
+//
+//   "gru"   "gru:candidate=relu"   "lstm:update=tanh,output=identity,clip=3"
+//   "rnn_tanh", "rnn_relu", ...: the kernel "rnn" with that candidate, by torch's name for it
+//
+// Which options a cell takes, and what they do, is in its header. Who makes names (fusedrnn/cells)
+// knows that; here an option that a kernel does not look at is no error.
+#pragma once
+#include <stdexcept>
+#include <string>
+
+namespace fusedrnn {
+
+enum class Nonlinearity : int { tanh, relu, sigmoid, identity };
+
+struct CellOptions {
+  Nonlinearity candidate = Nonlinearity::tanh;
+  Nonlinearity update = Nonlinearity::identity;
+  Nonlinearity output = Nonlinearity::tanh;
+  double clip = 0;  // 0: none
+};
+
+struct CellName {
+  std::string kernel;
+  CellOptions options;
+};
+
+inline Nonlinearity read_nonlinearity(const std::string& name) {
+  if (name == "tanh") return Nonlinearity::tanh;
+  if (name == "relu") return Nonlinearity::relu;
+  if (name == "sigmoid") return Nonlinearity::sigmoid;
+  if (name == "identity") return Nonlinearity::identity;
+  throw std::invalid_argument("fusedrnn: no nonlinearity named '" + name +
+                              "'; there are tanh, relu, sigmoid and identity");
+}
+
+inline double read_number(const std::string& text) {
+  size_t end = 0;
+  const double value = text.empty() ? 0 : std::stod(text, &end);
+  if (end == text.size() && value > 0) return value;
+  throw std::invalid_argument("fusedrnn: '" + text + "' is not a number above 0");
+}
+
+inline void read_option(CellOptions& options, const std::string& key, const std::string& value) {
+  if (key == "candidate") {
+    options.candidate = read_nonlinearity(value);
+  } else if (key == "update") {
+    options.update = read_nonlinearity(value);
+  } else if (key == "output") {
+    options.output = read_nonlinearity(value);
+  } else if (key == "clip") {
+    options.clip = read_number(value);
+  } else {
+    throw std::invalid_argument("fusedrnn: no cell has an option '" + key +
+                                "'; there are candidate, update, output and clip");
+  }
+}
+
+inline CellName read_cell(const std::string& name) {
+  const size_t colon = name.find(':');
+  CellName cell{name.substr(0, colon), {}};
+  if (cell.kernel.rfind("rnn_", 0) == 0) {
+    read_option(cell.options, "candidate", cell.kernel.substr(4));
+    cell.kernel = "rnn";
+  }
+  for (size_t at = colon; at != std::string::npos;) {
+    const size_t end = name.find(',', at + 1);
+    const std::string option = name.substr(at + 1, end - at - 1);
+    const size_t equals = option.find('=');
+    read_option(cell.options, option.substr(0, equals),
+                equals == std::string::npos ? "" : option.substr(equals + 1));
+    at = end;
+  }
+  return cell;
+}
+
+}  // namespace fusedrnn
