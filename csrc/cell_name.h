@@ -4,6 +4,9 @@
 //   "gru"   "gru:candidate=relu"   "lstm:update=tanh,output=identity,clip=3"
 //   "rnn_tanh", "rnn_relu", ...: the kernel "rnn" with that candidate, by torch's name for it
 //
+// dh_clip is every cell's, and the kernels': in backward, what arrives at a step's h (after the
+// projection), from the output and from the step after, is bounded to -dh_clip .. dh_clip.
+//
 // Which options a cell takes, and what they do, is in its header. Who makes names (fusedrnn/cells)
 // knows that; here an option that a kernel does not look at is no error.
 #pragma once
@@ -18,7 +21,9 @@ struct CellOptions {
   Nonlinearity candidate = Nonlinearity::tanh;
   Nonlinearity update = Nonlinearity::identity;
   Nonlinearity output = Nonlinearity::tanh;
-  double clip = 0;  // 0: none
+  double clip = 0;     // 0: none
+  double dh_clip = 0;  // 0: none
+  bool residual = false;
 };
 
 struct CellName {
@@ -51,9 +56,14 @@ inline void read_option(CellOptions& options, const std::string& key, const std:
     options.output = read_nonlinearity(value);
   } else if (key == "clip") {
     options.clip = read_number(value);
+  } else if (key == "dh_clip") {
+    options.dh_clip = read_number(value);
+  } else if (key == "residual" && value == "True") {
+    options.residual = true;
   } else {
-    throw std::invalid_argument("fusedrnn: no cell has an option '" + key +
-                                "'; there are candidate, update, output and clip");
+    throw std::invalid_argument(
+        "fusedrnn: no cell has an option '" + key +
+        "'; there are candidate, update, output, clip, dh_clip and residual=True");
   }
 }
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import rnn
 from ._call import Weights
 from ._watch import Watch
-from .cells import CELLS
+from .cells import CELLS, cell_name
 from .rnn import States
 
 _NOT_WITH_PACKED = {
@@ -44,12 +44,14 @@ class RecurrentLayer(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         weight_dropout: float = 0.0,
+        dh_clip: float | None = None,
     ) -> None:
         super().__init__()
         _check_sizes(input_size, hidden_size, num_layers, proj_size)
         _check_options(bias, batch_first, dropout, num_layers)
         _check_probability("weight_dropout", weight_dropout)
-        self.cell = cell
+        check_bound("dh_clip", dh_clip)
+        self.cell, self.dh_clip = cell_name(cell, dh_clip=float(dh_clip or 0)), dh_clip
         self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
         self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
         self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
@@ -141,7 +143,7 @@ class RecurrentLayer(nn.Module):
         """The arguments that are not defaults, as torch.nn shows them."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
-        defaults |= {"dropout": 0.0, "bidirectional": False, "weight_dropout": 0.0}
+        defaults |= {"dropout": 0.0, "bidirectional": False, "weight_dropout": 0.0, "dh_clip": None}
         shown = {n: getattr(self, n) for n, d in defaults.items() if getattr(self, n) != d}
         return ", ".join(parts + [f"{n}={v}" for n, v in shown.items()])
 
@@ -308,3 +310,9 @@ def _check_probability(name: str, p: float) -> None:
             f"{name} should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got {p!r}"
         )
+
+
+def check_bound(name: str, value: float | None) -> None:
+    """Raise a ValueError unless ``value`` is None or finite and > 0."""
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be a finite number > 0, or None")

@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import init
 from .cells import cell_name
 from .cells._nonlinear import NONLINEARITIES
-from .layer import RecurrentLayer
+from .layer import RecurrentLayer, check_bound
 from .rnn import States
 
 
@@ -42,6 +42,9 @@ class LSTM(RecurrentLayer):
             TensorFlow's LSTMCell does; no gradient passes where it was bounded. None: no bound.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
+        dh_clip: in backward, what arrives at the h of each step, from the output and from the step
+            after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
+            None: no bound.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)``: ``input`` is
     ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]`` or a PackedSequence; ``hx`` is
@@ -84,13 +87,13 @@ class LSTM(RecurrentLayer):
         output_activation: str = "tanh",
         cell_clip: float | None = None,
         weight_dropout: float = 0.0,
+        dh_clip: float | None = None,
     ) -> None:
         if forget_bias is not None and not bias:
             raise ValueError(
                 f"forget_bias is {forget_bias} but bias is False: there is none to set"
             )
-        if cell_clip is not None and not 0 < cell_clip < float("inf"):
-            raise ValueError(f"cell_clip is {cell_clip}; it must be a finite number > 0, or None")
+        check_bound("cell_clip", cell_clip)
         self.forget_bias, self.coupled, self.cell_clip = forget_bias, bool(coupled), cell_clip
         self.candidate = checked_nonlinearity("candidate", candidate)
         self.cell_activation = checked_nonlinearity("cell_activation", cell_activation)
@@ -104,7 +107,7 @@ class LSTM(RecurrentLayer):
         )
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype, weight_dropout=weight_dropout,
+            proj_size, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
@@ -156,6 +159,9 @@ class SLSTM(RecurrentLayer):
         dtype: float64, float32, bfloat16 or float16.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
+        dh_clip: in backward, what arrives at the h of each step, from the output and from the step
+            after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
+            None: no bound.
 
     Parameters are named as torch.nn's, with rows in the order i, f, z, o.
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
@@ -184,10 +190,11 @@ class SLSTM(RecurrentLayer):
         dtype: torch.dtype | None = None,
         *,
         weight_dropout: float = 0.0,
+        dh_clip: float | None = None,
     ) -> None:
         super().__init__(
             "slstm", input_size, hidden_size, num_layers, bias, batch_first, dropout,
-            bidirectional, 0, device, dtype, weight_dropout=weight_dropout,
+            bidirectional, 0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
         )  # fmt: skip
 
     def forward(
@@ -243,6 +250,9 @@ class GRU(_OneState):
         candidate: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
+        dh_clip: in backward, what arrives at the h of each step, from the output and from the step
+            after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
+            None: no bound.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
     ``hx``, ``reset_hx`` and ``hn`` one tensor ``[L*D, B, H]``.
@@ -272,13 +282,14 @@ class GRU(_OneState):
         reset_after: bool = True,
         candidate: str = "tanh",
         weight_dropout: float = 0.0,
+        dh_clip: float | None = None,
     ) -> None:
         self.reset_after = bool(reset_after)
         self.candidate = checked_nonlinearity("candidate", candidate)
         cell = cell_name("gru" if reset_after else "gru_reset_before", candidate=candidate)
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            0, device, dtype, weight_dropout=weight_dropout,
+            0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -288,6 +299,8 @@ class GRU(_OneState):
 
 class RNN(_OneState):
     """Drop-in for :class:`torch.nn.RNN`: h = g(W x + b + U h' + b')  (Elman 1990).
+
+    With ``residual=True`` h = h' + g(W x + b + U h' + b').
 
     Args:
         input_size: features of the input.
@@ -301,8 +314,12 @@ class RNN(_OneState):
         bidirectional: two directions, their outputs concatenated.
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16.
+        residual: see above.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
+        dh_clip: in backward, what arrives at the h of each step, from the output and from the step
+            after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
+            None: no bound.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`GRU`.
 
@@ -329,18 +346,21 @@ class RNN(_OneState):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        residual: bool = False,
         weight_dropout: float = 0.0,
+        dh_clip: float | None = None,
     ) -> None:
         self.nonlinearity = checked_nonlinearity("nonlinearity", nonlinearity)
+        self.residual = bool(residual)
+        cell = cell_name(f"rnn_{nonlinearity}", residual=self.residual)
         super().__init__(
-            f"rnn_{nonlinearity}", input_size, hidden_size, num_layers,
-            bias, batch_first, dropout, bidirectional, 0, device, dtype,
-            weight_dropout=weight_dropout,
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         """As torch.nn, and the nonlinearity where it is not tanh."""
-        return super().extra_repr() + _options(self, {"nonlinearity": "tanh"})
+        return super().extra_repr() + _options(self, {"nonlinearity": "tanh", "residual": False})
 
 
 def _options(module: nn.Module, defaults: dict[str, object]) -> str:

@@ -39,6 +39,28 @@ def sequence(
     return torch.cat(y, -1), *map(torch.stack, rest)
 
 
+class _Limited(torch.autograd.Function):
+    """h as it is; its gradient bounded."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, limit: float) -> Tensor:
+        return h.view_as(h)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.limit = inputs[1]
+
+    @staticmethod
+    def backward(ctx: object, dh: Tensor) -> tuple[Tensor, None]:
+        return dh.clamp(-ctx.limit, ctx.limit), None
+
+    @staticmethod
+    def jvp(ctx: object, h: Tensor, _: None) -> Tensor:
+        return h.view_as(h)
+
+
 def _direction(
     cell: Cell,
     gx: Tensor,
@@ -77,6 +99,8 @@ def _direction(
         new, saved = cell.reference(x, states, recur)
         if w.weight_hr is not None:
             new = (linear(new[0].to(dtype).to(wide), w.weight_hr.to(wide)), *new[1:])
+        if cell.dh_clip:
+            new = (_Limited.apply(new[0], cell.dh_clip), *new[1:])
         out = new[0]
         if lengths is not None:
             alive = (t < lengths).unsqueeze(-1)  # [B, 1]

@@ -25,10 +25,15 @@ VARIANTS = (
     "lstm_coupled:candidate=sigmoid,output=identity",
     "gru:candidate=relu",
     "gru_reset_before:candidate=identity",
+    "rnn_sigmoid:residual=True",
 )
 EVERY = (*CELLS, *VARIANTS)
 # Where c meets its bound the slope jumps: for float64, where no rounding decides on which side.
-CLIPPED = ("lstm:clip=0.2", "lstm_coupled:update=tanh,clip=0.1")
+CLIPPED = (
+    "lstm:clip=0.2",
+    "lstm_coupled:update=tanh,clip=0.1",
+    *(f"{name}:dh_clip=0.1" for name in ("lstm", "gru", "gru_reset_before", "rnn_tanh")),
+)
 KINDS = ("lstm", "lstm_coupled", "slstm", "gru", "gru_reset_before", "rnn_tanh")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

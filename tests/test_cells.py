@@ -8,11 +8,13 @@ from sequence_case import CLIPPED, EVERY
 from fusedrnn import _native
 from fusedrnn.cells import CELLS
 
+# dh_clip is the kernels', not a unit's.
+NAMES = EVERY + tuple(name for name in CLIPPED if "dh_clip" not in name)
 units = pytest.importorskip(
     "fusedrnn.fusedrnn_units",
     reason="the unit bindings are not built: FUSEDRNN_TESTING=1 pip install -e .",
 )
-cells = pytest.mark.parametrize("cell", [CELLS[n] for n in EVERY + CLIPPED], ids=EVERY + CLIPPED)
+cells = pytest.mark.parametrize("cell", [CELLS[n] for n in NAMES], ids=NAMES)
 
 
 @pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))

@@ -100,6 +100,13 @@ VARIANTS = {
         lambda *s: gru(*s, after=False),
     ),
     "identity": (fusedrnn.RNN, {"nonlinearity": "identity"}, 1, 1, rnn_identity),
+    "residual": (
+        fusedrnn.RNN,
+        {"residual": True},
+        1,
+        1,
+        lambda a, h: (h + tanh(rnn_identity(a, h)[0]),),
+    ),
 }
 variants = pytest.mark.parametrize("name", VARIANTS)
 

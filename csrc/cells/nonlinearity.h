@@ -24,5 +24,11 @@ FRNN_HD T slope(Nonlinearity g, const T& y) {
   return T(1) - y * y;
 }
 
+// A gradient of h, within dh_clip.
+template <class T>
+FRNN_HD T limited(const CellOptions& options, const T& dh) {
+  return options.dh_clip > 0 ? bounded(dh, options.dh_clip) : dh;
+}
+
 }  // namespace FRNN_ISA
 }  // namespace fusedrnn

@@ -1,5 +1,5 @@
-// Elman RNN (Elman 1990): h = g(W x + b + U h' + b'), g the candidate's nonlinearity: tanh and relu
-// as torch.nn.RNN, sigmoid, identity.
+// Elman RNN (Elman 1990): h = g(W x + b + U h' + b'). Options: candidate, which is g: tanh and relu
+// as torch.nn.RNN, sigmoid, identity; residual: h = h' + g(...).
 #pragma once
 #include "../cell.h"
 #include "nonlinearity.h"
@@ -14,15 +14,16 @@ struct RNN {
 
   template <class T>
   FRNN_HD static void forward(const CellOptions& options, const T (&x)[1], const T (&u)[1],
-                              const T (&)[1], T (&out)[1], T (&saved)[1]) {
+                              const T (&s)[1], T (&out)[1], T (&saved)[1]) {
     saved[0] = out[0] = apply(options.candidate, x[0] + u[0]);
+    if (options.residual) out[0] += s[0];
   }
 
   template <class T>
   FRNN_HD static void backward(const CellOptions& options, const T (&saved)[1], const T (&)[1],
                                const T (&)[1], const T (&dout)[1], T (&d)[1], T (&ds)[1]) {
     d[0] = dout[0] * slope(options.candidate, saved[0]);
-    ds[0] = T(0);
+    ds[0] = options.residual ? dout[0] : T(0);
   }
 };
 

@@ -3,6 +3,7 @@
 // and again where a cell has a second product or there is a projection. dW, dx and db are the
 // caller's: large products over all steps.
 #pragma once
+#include "../cells/nonlinearity.h"
 #include "forward.h"
 
 namespace fusedrnn {
@@ -162,6 +163,7 @@ class BackwardPass {
     stop(later, p, total, in_h(danew_h.get()));
     if (a.dy)
       total += gather(p, [&](const Units<A>& u) FRNN_INLINE { return row_of(a.dy, t, u.b) + u.j; });
+    total = limited(a.n.options, total);
     if (!projected) return through_cell(t, later, p, now, total);
     scatter(p, L(0), in_h(direct.get()));
     scatter(p, total, in_h(dh.get()));

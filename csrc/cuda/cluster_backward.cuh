@@ -241,7 +241,7 @@ struct ClusterBackward {
       out[0] = Brief(0.0f);
 #pragma unroll
       for (int k = 1; k < S; ++k) out[k] = Brief(of.after[k]);
-      dout[0] += Brief(widen(of.dy));
+      dout[0] = limited(n.options, dout[0] + Brief(widen(of.dy)));
       Cell::backward(n.options, saved, s, out, dout, d, ds);
     }
 #pragma unroll

@@ -9,6 +9,7 @@
 // it was given. Where a row was reset, the gradients of what it began with are the reset state's:
 // they are added up there, and the step before gets nothing.
 #pragma once
+#include "../cells/nonlinearity.h"
 #include "product.cuh"
 #include "state.cuh"
 
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     }
     const bool live = alive(p.lengths, b, t);
     carry.h[i] = live ? W(0) : dh;
-    if (live) dh += or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit);
+    if (live) dh = limited(p.n.options, dh + or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit));
     round_to(static_cast<Data*>(p.dh)[t * B * P + i], live ? dh : W(0));
   });
 }
@@ -209,7 +210,10 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     for (int k = 1; k < Cell::kStates; ++k) dout[k] = carry.inner[(k - 1) * B * H + i];
     if (live) {
       const Known<Cell, Data> known(p, step, b, unit);
-      if (!projected) dout[0] += or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit);
+      if (!projected) {
+        const W dy = or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit);
+        dout[0] = limited(p.n.options, dout[0] + dy);
+      }
       Cell::backward(p.n.options, known.saved, known.s, known.out, dout, d, ds);
     }
     if (P == H && (live || !projected)) carry.h[i] = live ? ds[0] : dout[0];

@@ -7,6 +7,7 @@ are torch's names for what is one kernel here.
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 
 from . import gru, gru_reset_before, lstm, lstm_coupled, rnn, slstm
@@ -26,14 +27,15 @@ _MAKERS: dict[str, Callable[..., Cell]] = {
 def _defaults(name: str) -> dict[str, str | float]:
     """The options of a cell."""
     parameters = inspect.signature(_MAKERS[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {"dh_clip": 0.0, **{p.name: p.default for p in parameters if p.default is not p.empty}}
 
 
 def cell_name(name: str, **options: str | float) -> str:
     """The name of the cell ``name`` with those of the options that are not defaults."""
-    defaults = _defaults(name)
-    chosen = ",".join(f"{key}={value}" for key, value in options.items() if value != defaults[key])
-    return f"{name}:{chosen}" if chosen else name
+    plain, _, given = name.partition(":")
+    defaults = _defaults(plain)
+    chosen = [f"{key}={value}" for key, value in options.items() if value != defaults[key]]
+    return ":".join([plain, *filter(None, [",".join([given] * bool(given) + chosen)])])
 
 
 class _Cells(dict[str, Cell]):
@@ -56,7 +58,8 @@ def _variant(name: str) -> Cell:
     if plain not in _MAKERS or not options.keys() <= _defaults(plain).keys():
         raise KeyError(f"no cell named {name!r}; there are {', '.join(_MAKERS)}")
     made = {k: type(_defaults(plain)[k])(value) for k, value in options.items()}
-    return _MAKERS[plain](name, **made)
+    dh_clip = made.pop("dh_clip", 0.0)
+    return replace(_MAKERS[plain](name, **made), dh_clip=dh_clip)
 
 
 CELLS = _Cells({name: make(name) for name, make in _MAKERS.items()})

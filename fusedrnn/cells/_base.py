@@ -52,6 +52,7 @@ class Cell:
         triton: the same for the Triton kernels, forward and backward.
         second: how many of the last gates take a second product, of the cell's own operand.
         operand: which entry of ``saved`` is that operand.
+        dh_clip: in backward, the bound of what arrives at each step's h; 0: none.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Cell:
     triton: TritonCell | None = None
     second: int = 0
     operand: int | None = None
+    dh_clip: float = 0.0
 
     @property
     def kernel(self) -> str:

@@ -1,4 +1,4 @@
-"""Elman RNN (1990), h = g(W x + b + U h' + b'), with any nonlinearity g."""
+"""Elman RNN (1990), h = g(W x + b + U h' + b'), with any nonlinearity g; or h = h' + g(...)."""
 
 from torch import Tensor
 
@@ -7,24 +7,31 @@ from ._base import Cell, TritonCell
 from ._nonlinear import NONLINEARITIES
 
 
-def cell(name: str, candidate: str = "tanh") -> Cell:
+def cell(name: str, candidate: str = "tanh", residual: bool = False) -> Cell:
     """The cell with ``candidate`` as its g."""
     act = NONLINEARITIES[candidate]
-    g, slope = candidate, f"{candidate}_slope"
+    g, slope, carried = candidate, f"{candidate}_slope", residual
 
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        h = act(x[0] + recur(states[0])[0])
-        return (h,), (h,)
+        value = act(x[0] + recur(states[0])[0])
+        return (states[0] + value if residual else value,), (value,)
 
     @jit
     def forward(x, u, s):
-        h = g(x[0] + u[0])
-        return (h,), (h,)
+        value = g(x[0] + u[0])
+        if carried:
+            return (value + s[0],), (value,)
+        else:
+            return (value,), (value,)
 
     @jit
     def backward(saved, s, out, dout):
-        return (dout[0] * slope(saved[0]),), (0.0,)
+        if carried:
+            return (dout[0] * slope(saved[0]),), (dout[0],)
+        else:
+            return (dout[0] * slope(saved[0]),), (0.0,)
 
-    return Cell(name, ("h",), ("h",), ("h",), (0,), reference, TritonCell(forward, backward))
+    saved = ("g" if residual else "h",)
+    return Cell(name, ("h",), ("h",), saved, (0,), reference, TritonCell(forward, backward))

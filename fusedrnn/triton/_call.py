@@ -55,6 +55,7 @@ class Problem:
             "SECOND": c.second,
             "OPERAND": c.operand,
             "VECTOR": c.h_grad,
+            "DH_CLIP": c.dh_clip,
             "REVERSE": reverse,
             "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
             "BB": p.rows,

@@ -10,6 +10,7 @@ state. Layouts: csrc/sequence.h. P is the width of h, Y the distance of the rows
 import triton
 import triton.language as tl
 
+from ._maths import bounded
 from ._tiles import (
     add,
     is_reset,
@@ -170,7 +171,7 @@ def backward_step(
     backward: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
-    BK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BK: tl.constexpr, DH_CLIP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One step back: ``grads`` of step t, from those of step t_after (none: t_after < 0).
 
@@ -199,6 +200,7 @@ def backward_step(
             b_dh = _give_reset(m_after, b_dh, dreset[0], o, m)
         if dy is not None:
             b_dh += load(dy, o_t[:, None] * Y + o_h[None, :], m & m_t, ACC)
+        b_dh = tl.where(m_t, bounded(b_dh, DH_CLIP), b_dh)
     else:
         b_dh = transposed_product(
             dh, weight_hr, b_dh, o_t, o_h, m_b, P, H, 0, 1, (0,), 1, ACC, BK, PRECISION, UPCAST
@@ -267,7 +269,7 @@ def backward_h(
     dy, carry_h, dreset, reset, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P, Y,
     VECTOR: tl.constexpr, G: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    DH_CLIP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """carry_h += W_hh^T grads of step t_after: at the end of a sequence the gradient of h0.
 
@@ -293,6 +295,6 @@ def backward_h(
         m_t = (t < b_len)[:, None]
         if dy is not None:
             b_dh += load(dy, (t * B + o_b)[:, None] * Y + o_p[None, :], m & m_t, ACC)
-        tl.store(dh + t * B * P + o, tl.where(m_t, b_dh, 0.0), mask=m)
+        tl.store(dh + t * B * P + o, tl.where(m_t, bounded(b_dh, DH_CLIP), 0.0), mask=m)
         b_dh = tl.where(m_t, 0.0, b_dh)
     tl.store(carry_h + o, b_dh, mask=m)

@@ -9,6 +9,7 @@ side. Layouts: csrc/sequence.h; Y is the distance of the rows of y and dy.
 import triton
 import triton.language as tl
 
+from ._maths import bounded
 from ._tiles import (
     add,
     dot,
@@ -134,7 +135,7 @@ def _backward(
     backward: tl.constexpr, backward_operand: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    DH_CLIP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One direction. ``dy`` may be None: zero.
 
@@ -169,10 +170,10 @@ def _backward(
             y, h0, cells, c0, reset, m_cut, b_len, t, o_b, o_h, m, B, H, Y, S, REVERSE, False, ACC
         )
         out = states_after(y, cells, t, o_b, o_h, m, B, H, Y, S, False, ACC)
+        b_dh = dout[0]
         if dy is not None:
-            b_dy = load(dy, o_t[:, None] * Y + o_h[None, :], m & m_t, ACC)
-            dout = (dout[0] + b_dy,) + dout[1:]
-        d, ds = backward(kept, s, out, dout)
+            b_dh += load(dy, o_t[:, None] * Y + o_h[None, :], m & m_t, ACC)
+        d, ds = backward(kept, s, out, (bounded(b_dh, DH_CLIP),) + dout[1:])
         if SECOND > 0:
             b_dp = _recur_backward(
                 tl.zeros([BB, BH], ACC), d, w, G - SECOND, G, VECTOR, PRECISION, UPCAST
@@ -201,16 +202,16 @@ def whole_backward(
     backward: tl.constexpr, backward_operand: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
     ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    DH_CLIP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Grid: batch blocks, directions. ``other``, the reverse one, may be None."""
     if tl.program_id(1) == 0:
         _backward(
             one, lengths, T, B, H, Y, backward, backward_operand, VECTOR, G, S, K, D, SECOND,
-            False, ACC, BB, BH, PRECISION, UPCAST,
+            False, ACC, BB, BH, DH_CLIP, PRECISION, UPCAST,
         )  # fmt: skip
     elif other is not None:
         _backward(
             other, lengths, T, B, H, Y, backward, backward_operand, VECTOR, G, S, K, D, SECOND,
-            True, ACC, BB, BH, PRECISION, UPCAST,
+            True, ACC, BB, BH, DH_CLIP, PRECISION, UPCAST,
         )  # fmt: skip
