@@ -43,7 +43,7 @@ def dtypes(kernel: str) -> tuple[str, ...]:
 
 def cells(kernel: str) -> tuple[str, ...]:
     """Those that a kernel has."""
-    return tuple(name for name, cell in CELLS.items() if kernel != CLUSTER or not cell.second)
+    return tuple(name for name, cell in CELLS.items() if kernel != CLUSTER or cell.by_cluster)
 
 
 def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:

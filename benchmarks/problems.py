@@ -15,18 +15,19 @@ import fusedrnn
 from fusedrnn import softmax_reference
 from fusedrnn._trees import Tree
 from fusedrnn.cells import CELLS
-from fusedrnn.layer import RecurrentLayer
 
 from .case import Case
 from .task import Results, Task, Unsupported
 
 OURS = {
     "lstm": fusedrnn.LSTM,
+    "lstm_coupled": partial(fusedrnn.LSTM, coupled=True),
+    "slstm": fusedrnn.SLSTM,
     "gru": fusedrnn.GRU,
     "gru_reset_before": partial(fusedrnn.GRU, reset_after=False),
     **{n: partial(fusedrnn.RNN, nonlinearity=n[4:]) for n in CELLS if n.startswith("rnn_")},
 }
-"""The public module of each cell; a cell without one is run through the layer they all share."""
+"""The module of each cell."""
 
 TORCHS = {
     "lstm": nn.LSTM,
@@ -37,21 +38,13 @@ TORCHS = {
 """torch.nn's module of each cell that it has."""
 
 
-class _Plain(RecurrentLayer):
-    """A layer of any cell of the registry, for those without a public module."""
-
-    def forward(
-        self, x: Tensor, hx: tuple[Tensor, ...] | None = None, *, lengths: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._forward(x, hx, lengths)
-
-
 def our_module(case: Case, dtype: torch.dtype) -> nn.Module:
     """fusedrnn's module for a case."""
     _, _, I, H = case.shape
-    make = OURS.get(case.cell) or partial(_Plain, case.cell)
-    return make(I, H, case.layers, bias=case.bias, bidirectional=case.bidirectional, dtype=dtype,
-                device=case.device)  # fmt: skip
+    return OURS[case.cell](
+        I, H, case.layers, bias=case.bias, bidirectional=case.bidirectional, dtype=dtype,
+        device=case.device,
+    )  # fmt: skip
 
 
 def outputs(result: tuple) -> Results:

@@ -129,14 +129,14 @@ FRNN_HD T tanh_of(T x) {
   return tanh(x);
 }
 
-// exp(x), at most exp(88): finite in float.
+// exp(x) for x <= 0.
 template <class T>
 FRNN_HD T exp_of(T x) {
 #ifndef __CUDA_ARCH__
   if constexpr (sizeof(T) == sizeof(float)) return exp_host(x);
 #endif
   using std::exp;
-  return exp(x > T(88) ? T(88) : x);
+  return exp(x);
 }
 
 template <class T>

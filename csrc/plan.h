@@ -37,7 +37,7 @@ constexpr int kRegistersPerSm = 65536, kRegistersPerThread = 255;
 constexpr int kSharedReserved = 1024;  // bytes that the system takes of each CTA, from sm_80 on
 
 struct PlanProblem {
-  int gates, second;   // Cell::kGates, Cell::kSecond
+  int gates, states, second;  // Cell::kGates, Cell::kStates, Cell::kSecond
   int64_t T, B, H, P;  // as in sequence.h
   DType dtype;
   bool projection;

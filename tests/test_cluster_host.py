@@ -21,7 +21,7 @@ host = pytest.importorskip(
     "fusedrnn.fusedrnn_cluster_host",
     reason="not built: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace",
 )
-SERVED = tuple(name for name, cell in CELLS.items() if not cell.second)
+SERVED = tuple(name for name, cell in CELLS.items() if cell.by_cluster)
 DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -187,7 +187,7 @@ def test_calls_get_the_kernel_that_the_planner_names(name, device, monkeypatch):
         )  # fmt: skip
         assert got == best.kernel, (H, B, dtype, backward, directions, proj)
         seen.add(got)
-    clusters = device in ("h200", "b200") and not CELLS[name].second
+    clusters = device in ("h200", "b200") and CELLS[name].by_cluster
     assert seen == ({"cluster", "stepwise"} if clusters else {"stepwise"})
 
 
@@ -205,6 +205,7 @@ def test_a_cluster_that_does_not_fit_is_refused_and_said(monkeypatch):
     assert said == "FUSEDRNN_CUDA_KERNEL=cluster, but no room"
     assert "tensor cores in 16 bits" in host.served("gru", wide)
     assert "second product" in host.served("gru_reset_before", problem)
+    assert "more states" in host.served("slstm", problem)
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "grid")
     assert "must be cluster or stepwise" in host.served("gru", problem)
 

@@ -65,7 +65,7 @@ def expected() -> set[tuple[str, str, str]]:
             names = ["forward_step", "backward_step", "backward_state"]
             if cell.second:
                 names += ["forward_operand", "backward_operand"]
-            if dtype.endswith("16") and not cell.second:
+            if dtype.endswith("16") and cell.by_cluster:
                 more = LARGEST if len(cell.gates) > 1 else ("backward[0, 2]",)
                 names += [f"cluster_{name}" for name in CLUSTER + more]
             keys |= {(name, cell.kernel, dtype) for name in names}

@@ -78,7 +78,7 @@ def test_every_problem_has_a_plan_and_every_plan_fits(name):
             if one.kernel == "grid":  # which waits for others: all must be there at once
                 assert one.ctas <= card.sms * one.ctas_per_sm, (about, one)
             seen.add(one.kernel)
-    assert seen == KERNELS - ({"cluster"} if CELLS[name].second else set())
+    assert seen == KERNELS - (set() if CELLS[name].by_cluster else {"cluster"})
 
 
 def test_the_order_is_what_runs_then_what_does_not_exist_then_what_cannot():
@@ -104,7 +104,7 @@ def test_what_the_planner_says_the_compiler_says_too(name, dtype):
         mine = [
             row
             for row in table
-            if (row["cell"], row["dtype"]) == (name, dtype)
+            if (row["cell"], row["dtype"]) == (CELLS[name].kernel, dtype)
             and row["kernel"].startswith("backward" if backward else "forward")
             and row["kernel"] != "forward_projection"  # there is none in this problem
         ]
@@ -121,7 +121,7 @@ def test_what_the_planner_says_the_compiler_says_too(name, dtype):
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("H", [100, 512, 700])
-@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if not cell.second])
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.by_cluster])
 def test_the_compiler_keeps_to_the_registers_of_the_cluster_plan(name, H, backward):
     """And spills nothing: its instances are those that the plan picks among."""
     text = (ROOT / "docs/kernel-table.md").read_text()
@@ -142,7 +142,7 @@ def test_the_compiler_keeps_to_the_registers_of_the_cluster_plan(name, H, backwa
         largest = 2 if len(CELLS[name].gates) == 1 else 4
         tiles = largest if backward and one.rows > 8 else one.rows // 8
         kernel = f"cluster_{'backward' if backward else 'forward'}[{shape}, {tiles}]"
-        row = table[kernel, name, "bfloat16"]
+        row = table[kernel, CELLS[name].kernel, "bfloat16"]
         assert one.threads <= (384 if shape else 256) and row["spilled"] == "0"
         assert one.registers >= max(int(row["sm_90a"]), int(row["sm_100"]))
 
@@ -189,7 +189,7 @@ def test_the_card_in_the_machine_is_described_by_torch(monkeypatch):
 
 def test_wrong_arguments_name_what_is_right(monkeypatch):
     for options, said in (
-        ({"cell": "gru2"}, "must be one of lstm, gru"),
+        ({"cell": "gru2"}, "must be one of lstm, lstm_coupled"),
         ({"device": "v100"}, "or one of a100, h100"),
         ({"dtype": torch.int8}, "must be one of float64"),
         ({"B": 0}, "B is 0; it must be at least 1"),

@@ -7,7 +7,8 @@
 // anew): there m = log i, as in the authors' code. So n >= 1 and |c| <= n from the first step on,
 // which 16-bit states need.
 //
-// backward differentiates what forward computes, m included: gradients of n and m themselves are
+// saved: i, f, z, o and the slope of log sigmoid, negative where m = log f + m'. backward
+// differentiates what forward computes, m included: gradients of n and m themselves are
 // right, and for a loss of h alone all that goes through m adds up to zero (to rounding).
 #pragma once
 #include "../cell.h"
@@ -27,12 +28,13 @@ struct SLSTM {
     const T z = tanh_of(x[2] + u[2]), o = sigmoid(x[3] + u[3]);
     const T lead = log_sigmoid(a) + s[3] - log_i;
     const T raised = relu_slope(s[2]) * relu(lead);  // m - log i
-    const T i = exp_of(T(0) - raised), f = exp_of(lead - raised);
+    const T i = exp_of(T(0) - raised), f = exp_of(T(0) - relu(raised - lead));
     out[1] = f * s[1] + i * z;
     out[2] = f * s[2] + i;
     out[3] = log_i + raised;
     out[0] = o * out[1] / out[2];
-    saved[0] = i, saved[1] = f, saved[2] = z, saved[3] = o, saved[4] = sigmoid(T(0) - a);
+    saved[0] = i, saved[1] = f, saved[2] = z, saved[3] = o;
+    saved[4] = sigmoid(T(0) - a) * (T(1) - T(2) * relu_slope(raised));
   }
 
   template <class T>
@@ -44,10 +46,12 @@ struct SLSTM {
     const T dy = dout[0] * o * inverse;
     const T dc = dout[1] + dy, dn = dout[2] - dy * y;
     const T df = (dc * s[1] + dn * s[2]) * f, di = (dc * z + dn) * i;  // of the exponents
-    const T dm = dout[3] - df - di, by_f = relu_slope(T(1) - i);       // m is log f + m'
+    // Rounded to 16 bits i may be 1 where m is log f + m': the sign says it, that of 0 too.
+    const T by_f = relu_slope(T(0) - T(1) / saved[4]), of_f = T(1) - T(2) * by_f;
+    const T dm = dout[3] - df - di;
     ds[3] = df + by_f * dm;
     d[0] = di + (T(1) - by_f) * dm;
-    d[1] = ds[3] * saved[4];  // the slope of log sigmoid
+    d[1] = ds[3] * saved[4] * of_f;
     d[2] = dc * i * (T(1) - z * z);
     d[3] = dout[0] * y * o * (T(1) - o);
     ds[0] = T(0);

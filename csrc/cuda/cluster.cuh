@@ -8,6 +8,10 @@
 namespace fusedrnn {
 namespace cuda {
 
+// What the planner knows too (plan_cluster.cpp).
+template <class Cell>
+constexpr bool kClusterServes = Cell::kSecond == 0 && Cell::kStates <= kClusterStates;
+
 template <class Problem>
 using ClusterKernel = void (*)(const ClusterCall<Problem>);
 
@@ -88,7 +92,7 @@ const char* Clustered<Cell, kType>::forward(const SequenceForward* p, int direct
   constexpr int kMost = cluster_most(kClusterForward[0], Cell::kGates);
   constexpr int kMostOfTwelve = cluster_most(kClusterForward[1], Cell::kGates);
   ClusterKernel<SequenceForward> kernel = nullptr;
-  if constexpr (Cell::kSecond == 0) {
+  if constexpr (kClusterServes<Cell>) {
     const int columns = work.rows / kClusterRows;
     if (work.shape == 0) {
       kernel = columns == 1   ? cluster_forward<Cell, Data, 0, 1>
@@ -109,7 +113,7 @@ const char* Clustered<Cell, kType>::backward(const SequenceBackward* p, int dire
   static_assert(kClusterBackward[0].most == 4 && kClusterBackward[1].most == 1, "");
   constexpr int kMost = cluster_most(kClusterBackward[0], Cell::kGates);
   ClusterKernel<SequenceBackward> kernel = nullptr;
-  if constexpr (Cell::kSecond == 0) {
+  if constexpr (kClusterServes<Cell>) {
     if (work.shape == 0) {
       kernel = work.rows == kClusterRows ? cluster_backward<Cell, Data, 0, 1>
                                          : cluster_backward<Cell, Data, 0, kMost>;

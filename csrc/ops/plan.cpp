@@ -80,11 +80,12 @@ std::string cluster_room(int64_t size) {
 std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
                            int64_t P, bool projection, bool backward, int64_t directions,
                            std::string device) {
-  PlanProblem problem{0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
+  PlanProblem problem{0, 0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
   const std::string kernel = read_cell(cell).kernel;
 #define X(...)                             \
   if (kernel == __VA_ARGS__::kName) {      \
     problem.gates = __VA_ARGS__::kGates;   \
+    problem.states = __VA_ARGS__::kStates; \
     problem.second = __VA_ARGS__::kSecond; \
   }
   FRNN_FOR_EACH_CELL(X)

@@ -54,7 +54,7 @@ class _Cells(dict[str, Cell]):
 @cache
 def _variant(name: str) -> Cell:
     plain, _, text = name.partition(":")
-    options = dict(option.split("=") for option in text.split(",")) if text else {}
+    options = dict(option.partition("=")[::2] for option in text.split(","))
     if plain not in _MAKERS or not options.keys() <= _defaults(plain).keys():
         raise KeyError(f"no cell named {name!r}; there are {', '.join(_MAKERS)}")
     made = {k: type(_defaults(plain)[k])(value) for k, value in options.items()}

@@ -75,6 +75,11 @@ class Cell:
         return "rnn" if self.name.startswith("rnn_") else self.name.partition(":")[0]
 
     @property
+    def by_cluster(self) -> bool:
+        """Whether the CUDA cluster kernel has this cell: no second product, two states at most."""
+        return self.second == 0 and len(self.states) <= 2
+
+    @property
     def grads(self) -> int:
         """How many gradient vectors backward leaves, per unit and step."""
         return max(len(self.gates), max(self.h_grad) + 1)

@@ -3,16 +3,11 @@
 What m and n = 0 mean, and how m is differentiated: csrc/cells/slstm.h.
 """
 
-from torch import Tensor, relu, sigmoid, tanh
+from torch import Tensor, exp, relu, sigmoid, tanh
 from torch.nn.functional import logsigmoid as log_sigmoid
 
 from ..triton.lazy import jit
 from ._base import Cell, TritonCell
-
-
-def exp_of(x: Tensor) -> Tensor:
-    """exp(x), at most exp(88): finite in float32."""
-    return x.clamp(max=88).exp()
 
 
 def reference(
@@ -28,9 +23,10 @@ def reference(
     z, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
     lead = log_sigmoid(a) + m - log_i
     raised = (n > 0) * relu(lead)
-    i, f = exp_of(-raised), exp_of(lead - raised)
+    i, f = exp(-raised), exp(-relu(raised - lead))
     c, n = f * c + i * z, f * n + i
-    return (o * c / n, c, n, log_i + raised), (i, f, z, o, sigmoid(-a))
+    slope = sigmoid(-a) * (1 - 2 * (raised > 0).to(a))
+    return (o * c / n, c, n, log_i + raised), (i, f, z, o, slope)
 
 
 @jit
@@ -39,9 +35,10 @@ def _forward(x, u, s):
     z, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
     lead = log_sigmoid(a) + s[3] - log_i
     raised = (s[2] > 0) * relu(lead)
-    i, f = exp_of(-raised), exp_of(lead - raised)
+    i, f = exp(-raised), exp(-relu(raised - lead))
     c, n = f * s[1] + i * z, f * s[2] + i
-    return (o * c / n, c, n, log_i + raised), (i, f, z, o, sigmoid(-a))
+    slope = sigmoid(-a) * (1 - 2 * (raised > 0))
+    return (o * c / n, c, n, log_i + raised), (i, f, z, o, slope)
 
 
 @jit
@@ -52,9 +49,11 @@ def _backward(saved, s, out, dout):
     dy = dout[0] * o * inverse
     dc, dn = dout[1] + dy, dout[2] - dy * y
     df, di = (dc * s[1] + dn * s[2]) * f, (dc * z + dn) * i  # of the exponents
-    dm, by_f = dout[3] - df - di, 1.0 * (i < 1)  # by_f: m is log f + m'
+    by_f = 1.0 * (1 / slope < 0)  # m is log f + m': the sign says it, that of 0 too
+    dm = dout[3] - df - di
     da = df + by_f * dm
-    d = (di + (1 - by_f) * dm, da * slope, dc * i * (1 - z * z), dout[0] * y * o * (1 - o))
+    d_i, d_f = di + (1 - by_f) * dm, da * slope * (1 - 2 * by_f)
+    d = (d_i, d_f, dc * i * (1 - z * z), dout[0] * y * o * (1 - o))
     return d, (0.0, dc * f, dn * f, da)
 
 
