@@ -27,7 +27,9 @@ OURS = {
     "gru_reset_before": partial(fusedrnn.GRU, reset_after=False),
     **{n: partial(fusedrnn.RNN, nonlinearity=n[4:]) for n in CELLS if n.startswith("rnn_")},
 }
-"""The module of each cell."""
+"""The module of each cell; options in a cell's name are arguments of it."""
+
+ARGUMENTS = {"update": "cell_activation", "output": "output_activation", "clip": "cell_clip"}
 
 TORCHS = {
     "lstm": nn.LSTM,
@@ -41,9 +43,11 @@ TORCHS = {
 def our_module(case: Case, dtype: torch.dtype) -> nn.Module:
     """fusedrnn's module for a case."""
     _, _, I, H = case.shape
-    return OURS[case.cell](
+    plain, *options = case.cell.split(":")
+    given = {k: v if v[0].isalpha() else float(v) for k, v in (o.split("=") for o in options)}
+    return OURS[plain](
         I, H, case.layers, bias=case.bias, bidirectional=case.bidirectional, dtype=dtype,
-        device=case.device,
+        device=case.device, **{ARGUMENTS.get(k, k): v for k, v in given.items()},
     )  # fmt: skip
 
 

@@ -132,17 +132,21 @@ QUICK = (
     *(Case(op, "", "infer", (400, 64, 50)) for op in ("log_prob", "topk")),
 )
 
-FAMILY = tuple(
-    _layer(cell, MIDDLE, mode, **options)
-    for cell in CELLS
-    for mode in ("fwd", "bwd", "fwdbwd", "infer")
-    for options in (
-        {},
-        {"bias": False},
-        {"layers": 2, "bidirectional": True},
-        {"layout": "lengths"},
-    )
+FAMILY_CELLS = (
+    *CELLS,
+    "lstm:update=tanh:output=identity",
+    "lstm:candidate=relu:output=relu",
+    "lstm:clip=3.0",
+    "lstm:dh_clip=1.0",
+    "gru:candidate=relu",
+    "rnn_tanh:residual=True",
 )
+FAMILY_SHAPES = ((50, 1, 64, 64), (50, 8, 128, 128), (50, 20, 200, 200))
+FAMILY = tuple(_layer(cell, shape) for shape in FAMILY_SHAPES for cell in FAMILY_CELLS)
+FAMILY_PEERS = BOTH_PEERS | {
+    "sequence": ("eager loop", "fusedrnn", "fusedrnn plain", "fusedrnn recorded"),
+    "softmax": (),
+}
 GPU_TABLE = tuple(
     _layer(cell, shape, mode, device="cuda", dtype=dtype)
     for dtype in ("bfloat16", "float32")
@@ -190,7 +194,9 @@ SUITES = {
     ),
     "softmax-gpu": Suite("output layers on an NVIDIA GPU", GPU_OUTPUTS, GPU_PEERS),
     "family": Suite(
-        "every cell of the registry, every mode and option", FAMILY, CPU_PEERS, seconds=0.2
+        "every variant beside its plain cell and a loop of operators; recording",
+        FAMILY,
+        FAMILY_PEERS,
     ),
     "curves": Suite("time against T, B and H", CURVES, CPU_PEERS),
     "lm": Suite("the sizes of word-level language models", LM, CPU_PEERS),
@@ -210,6 +216,7 @@ def _goals() -> dict[tuple[Case, str], float]:
         for shape, least in zip(SHAPES, ratios, strict=True):
             goals[_layer(cell, shape), "fusedrnn"] = least
             goals[_layer(cell, shape, "infer"), "fusedrnn"] = 2.0 if shape[1] == 1 else 1.0
+    goals |= {(case, "fusedrnn"): 5.0 for case in FAMILY}  # the eager loop
     small, large = OUTPUT_SHAPES
     for shape, peer, least in (
         (large, "fusedrnn two-level", 25),

@@ -160,6 +160,7 @@ def summary(run: Run) -> list[str]:
             f"Noise: two copies of ours differ by {middle - 1:.1%} (median), {high - 1:.1%} (90%)."
         )
     text += commits(run) + layouts(run) + decoding(run) + adaptive(run)
+    text += variants(run) + recording(run)
     bad = [row for row in run.rows if row.ours and row.status in ("wrong", "failed")]
     text.append(f"Rows of ours that are wrong or failed: {len(bad)}.")
     return text
@@ -205,6 +206,18 @@ def layouts(run: Run) -> list[str]:
     head = "Rows of T/2 to T steps, of our time with all T long:"
     names = "fusedrnn", "fusedrnn padded"
     return _beside(run, head, "", lambda rows: _named(rows, *names))
+
+
+def variants(run: Run) -> list[str]:
+    """What a variant costs, beside the plain cell."""
+    head = "Variants, of the plain cell's time (1.15 is the goal):"
+    return _beside(run, head, "", lambda rows: _named(rows, "fusedrnn", "fusedrnn plain"))
+
+
+def recording(run: Run) -> list[str]:
+    """What recording all gates and states costs."""
+    head = "With all gates and states recorded, of the time without (1.2 is the goal):"
+    return _beside(run, head, "", lambda rows: _named(rows, "fusedrnn recorded", "fusedrnn"))
 
 
 def commits(run: Run) -> list[str]:

@@ -17,7 +17,7 @@
 //            instead of h: 0, or 1 in the reset-before GRU, whose candidate sees U (r * h).
 //
 //   forward(options, x, u, s, out, saved)
-//     options                                 what varies from call to call: csrc/cell_name.h
+//     options                                 what varies from call to call: csrc/cell_options.h
 //     x[kGates]    x-preactivations           u[kGates]   h-preactivations, b_hh included
 //     s[kStates]   states before the step     out[kStates] states after it
 //     saved[kSaved]                           to be written
@@ -38,4 +38,4 @@
 //     dp is the operand's gradient: completes d, adds to ds
 #pragma once
 #include "activations.h"
-#include "cell_name.h"
+#include "cell_options.h"

@@ -1,30 +1,17 @@
-// A cell's whole name: its kernel's, and what varies in it. Variants are data that a kernel is
-// given with a call, not kernels of their own, which would all have to be compiled.
+// A cell's whole name: its kernel's, and its options (csrc/cell_options.h).
 //
-//   "gru"   "gru:candidate=relu"   "lstm:update=tanh,output=identity,clip=3"
+//   "gru"   "gru:candidate=relu"   "lstm:update=tanh:output=identity:clip=3.0"
 //   "rnn_tanh", "rnn_relu", ...: the kernel "rnn" with that candidate, by torch's name for it
 //
-// dh_clip is every cell's, and the kernels': in backward, what arrives at a step's h (after the
-// projection), from the output and from the step after, is bounded to -dh_clip .. dh_clip.
-//
-// Which options a cell takes, and what they do, is in its header. Who makes names (fusedrnn/cells)
-// knows that; here an option that a kernel does not look at is no error.
+// Who makes names (fusedrnn/cells) knows which options a cell has; one that a kernel does not look
+// at is no error here.
 #pragma once
 #include <stdexcept>
 #include <string>
 
+#include "cell_options.h"
+
 namespace fusedrnn {
-
-enum class Nonlinearity : int { tanh, relu, sigmoid, identity };
-
-struct CellOptions {
-  Nonlinearity candidate = Nonlinearity::tanh;
-  Nonlinearity update = Nonlinearity::identity;
-  Nonlinearity output = Nonlinearity::tanh;
-  double clip = 0;     // 0: none
-  double dh_clip = 0;  // 0: none
-  bool residual = false;
-};
 
 struct CellName {
   std::string kernel;
@@ -75,7 +62,7 @@ inline CellName read_cell(const std::string& name) {
     cell.kernel = "rnn";
   }
   for (size_t at = colon; at != std::string::npos;) {
-    const size_t end = name.find(',', at + 1);
+    const size_t end = name.find(':', at + 1);
     const std::string option = name.substr(at + 1, end - at - 1);
     const size_t equals = option.find('=');
     read_option(cell.options, option.substr(0, equals),

@@ -6,8 +6,9 @@
 //   grid       W_hh spread over all SMs for the whole sequence, h exchanged through L2
 //   cluster    W_hh spread over one thread-block cluster, h exchanged inside it (sm_90 and newer)
 //
-// Of these `built` says which the library has. The grid kernel is planned all the same: its capacity
-// and tiles are what the kernel to come will have to keep to. Times are a model, not measurements.
+// Of these `built` says which the library has. The grid kernel is planned all the same: its
+// capacity and tiles are what the kernel to come will have to keep to. Times are a model, not
+// measurements.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -38,7 +39,7 @@ constexpr int kSharedReserved = 1024;  // bytes that the system takes of each CT
 
 struct PlanProblem {
   int gates, states, second;  // Cell::kGates, Cell::kStates, Cell::kSecond
-  int64_t T, B, H, P;  // as in sequence.h
+  int64_t T, B, H, P;         // as in sequence.h
   DType dtype;
   bool projection;
   bool backward;

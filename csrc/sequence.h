@@ -17,7 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cell_name.h"
+#include "cell_options.h"
 
 namespace fusedrnn {
 

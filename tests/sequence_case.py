@@ -20,9 +20,9 @@ from fusedrnn.cells import CELLS, Cell
 # Options change a kernel's maths, not its code around it. What crosses many of them takes KINDS, a
 # cell of each kernel; units (test_cells.py), equations and each backend's values take EVERY one.
 VARIANTS = (
-    "lstm:update=tanh,output=identity",
-    "lstm:candidate=relu,output=sigmoid",
-    "lstm_coupled:candidate=sigmoid,output=identity",
+    "lstm:update=tanh:output=identity",
+    "lstm:candidate=relu:output=sigmoid",
+    "lstm_coupled:candidate=sigmoid:output=identity",
     "gru:candidate=relu",
     "gru_reset_before:candidate=identity",
     "rnn_sigmoid:residual=True",
@@ -31,7 +31,7 @@ EVERY = (*CELLS, *VARIANTS)
 # Where c meets its bound the slope jumps: for float64, where no rounding decides on which side.
 CLIPPED = (
     "lstm:clip=0.2",
-    "lstm_coupled:update=tanh,clip=0.1",
+    "lstm_coupled:update=tanh:clip=0.1",
     *(f"{name}:dh_clip=0.1" for name in ("lstm", "gru", "gru_reset_before", "rnn_tanh")),
 )
 KINDS = ("lstm", "lstm_coupled", "slstm", "gru", "gru_reset_before", "rnn_tanh")

@@ -45,8 +45,8 @@ def test_quick_has_every_cell_op_and_mode():
     assert {c.mode for c in cases} == set(MODES)
 
 
-def test_goals_are_of_cases_that_the_cpu_suite_has():
-    assert {case for case, _ in GOALS} <= set(SUITES["cpu"].cases)
+def test_goals_are_of_cases_that_suites_have():
+    assert {case for case, _ in GOALS} <= {*SUITES["cpu"].cases, *SUITES["family"].cases}
     assert {name for _, name in GOALS} <= set(PEERS)
 
 

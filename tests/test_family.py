@@ -310,7 +310,7 @@ def test_a_bound_is_positive(clip):
 def test_names_with_options():
     assert fusedrnn.LSTM(2, 3).cell == "lstm"
     layer = fusedrnn.LSTM(2, 3, cell_activation="tanh", output_activation="identity", cell_clip=3)
-    assert layer.cell == "lstm:update=tanh,output=identity,clip=3.0" and layer.cell in CELLS
+    assert layer.cell == "lstm:update=tanh:output=identity:clip=3.0" and layer.cell in CELLS
     for wrong in ("lstm:gain=2", "gru:clip=3.0", "elman", "lstm:", "lstm:clip"):
         assert wrong not in CELLS, wrong
     if not _native.MISSING:

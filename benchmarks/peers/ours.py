@@ -1,6 +1,7 @@
 """This package, as users call it."""
 
 import inspect
+import re
 
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -45,6 +46,39 @@ def padded(problem: Sequence) -> Task:
     task = layer(twin)
     task.truth = lambda: twin.judge("")[0]
     return task
+
+
+PLAIN = {"lstm": "lstm", "gru": "gru", "rnn": "rnn_tanh"}
+
+
+@peer(
+    "fusedrnn plain",
+    "sequence",
+    what="as fusedrnn, with the plain LSTM, GRU or tanh RNN",
+    note="another model: what a variant costs is measured against it",
+)
+def plain(problem: Sequence) -> Task:
+    """The plain cell that a variant is one of."""
+    kind = re.search("lstm|gru|rnn", problem.case.cell)[0]
+    if problem.case.cell == PLAIN[kind]:
+        raise Unsupported("it is the plain cell")
+    twin = Sequence(problem.case.on(cell=PLAIN[kind]))
+    task = layer(twin)
+    task.truth = lambda: twin.judge("")[0]
+    return task
+
+
+@peer("fusedrnn recorded", "sequence", what="as fusedrnn, with all gates and states recorded")
+def recorded(problem: Sequence) -> Task:
+    """Inside ``fusedrnn.record``."""
+    module = our_module(problem.case, problem.case.torch_dtype)
+    leaves = problem.load(module)
+
+    def forward() -> Results:
+        with fusedrnn.record(module):
+            return outputs(module(leaves["x"], lengths=problem.lengths))
+
+    return Task(forward, leaves)
 
 
 CELL_MODULES = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn_tanh": "RNNCell"}

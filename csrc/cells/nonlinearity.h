@@ -1,8 +1,8 @@
-// The nonlinearities that a call can choose between (csrc/cell_name.h). Each has its slope in terms
-// of its own value, so that the value is all that backward needs.
+// The nonlinearities that a call can choose between (csrc/cell_options.h). Each has its slope in
+// terms of its own value, so that the value is all that backward needs.
 #pragma once
 #include "../activations.h"
-#include "../cell_name.h"
+#include "../cell_options.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {

@@ -3,6 +3,7 @@
 
 #include <sstream>
 
+#include "../cell_name.h"
 #include "../cells.h"
 #include "../cuda/cluster_launchers.h"
 #include "../devices.h"
@@ -80,7 +81,8 @@ std::string cluster_room(int64_t size) {
 std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
                            int64_t P, bool projection, bool backward, int64_t directions,
                            std::string device) {
-  PlanProblem problem{0, 0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
+  PlanProblem problem{
+      0, 0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
   const std::string kernel = read_cell(cell).kernel;
 #define X(...)                             \
   if (kernel == __VA_ARGS__::kName) {      \

@@ -2,6 +2,7 @@
 #include <sstream>
 #include <tuple>
 
+#include "../cell_name.h"
 #include "../cells.h"
 #include "common.h"
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "../cell_name.h"
 #include "../cuda/choice.h"
 #include "../cuda/cluster_bf16.cu"
 #include "../cuda/cluster_f16.cu"

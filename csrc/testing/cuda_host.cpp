@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../cell_name.h"
 #include "../cuda/sequence.cpp"
 #include "../cuda/sequence_bf16.cu"
 #include "../cuda/sequence_f16.cu"

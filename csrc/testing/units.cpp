@@ -6,6 +6,7 @@
 #include <array>
 #include <vector>
 
+#include "../cell_name.h"
 #include "../cells.h"
 
 namespace py = pybind11;

@@ -1,6 +1,6 @@
 """The registry: every cell by name. A new cell needs a line here and one in csrc/cells.h.
 
-A name may have options: ``"gru"``, ``"gru:candidate=relu"``, ``"lstm:update=tanh,clip=3.0"``
+A name may have options: ``"gru"``, ``"gru:candidate=relu"``, ``"lstm:update=tanh:clip=3.0"``
 (csrc/cell_name.h). ``CELLS`` lists the names without, and finds all. ``rnn_tanh`` and ``rnn_relu``
 are torch's names for what is one kernel here.
 """
@@ -32,10 +32,8 @@ def _defaults(name: str) -> dict[str, str | float]:
 
 def cell_name(name: str, **options: str | float) -> str:
     """The name of the cell ``name`` with those of the options that are not defaults."""
-    plain, _, given = name.partition(":")
-    defaults = _defaults(plain)
-    chosen = [f"{key}={value}" for key, value in options.items() if value != defaults[key]]
-    return ":".join([plain, *filter(None, [",".join([given] * bool(given) + chosen)])])
+    defaults = _defaults(name.partition(":")[0])
+    return ":".join([name, *(f"{k}={v}" for k, v in options.items() if v != defaults[k])])
 
 
 class _Cells(dict[str, Cell]):
@@ -54,12 +52,14 @@ class _Cells(dict[str, Cell]):
 @cache
 def _variant(name: str) -> Cell:
     plain, _, text = name.partition(":")
-    options = dict(option.partition("=")[::2] for option in text.split(","))
-    if plain not in _MAKERS or not options.keys() <= _defaults(plain).keys():
-        raise KeyError(f"no cell named {name!r}; there are {', '.join(_MAKERS)}")
-    made = {k: type(_defaults(plain)[k])(value) for k, value in options.items()}
-    dh_clip = made.pop("dh_clip", 0.0)
-    return replace(_MAKERS[plain](name, **made), dh_clip=dh_clip)
+    options = dict(option.partition("=")[::2] for option in text.split(":"))
+    try:
+        defaults = _defaults(plain)
+        made = {key: type(defaults[key])(value) for key, value in options.items()}
+        dh_clip = made.pop("dh_clip", 0.0)
+        return replace(_MAKERS[plain](name, **made), dh_clip=dh_clip)
+    except (KeyError, ValueError) as error:
+        raise KeyError(f"no cell named {name!r}; there are {', '.join(_MAKERS)}") from error
 
 
 CELLS = _Cells({name: make(name) for name, make in _MAKERS.items()})

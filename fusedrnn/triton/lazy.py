@@ -28,11 +28,18 @@ class Twin:
         names = {**self.python.__globals__, **vars(_maths)}
         for own in ("__name__", "__file__"):
             names[own] = self.python.__globals__[own]
-        around = tuple(
-            CellType(getattr(_maths, v) if isinstance(v, str) else tl.constexpr(v))
-            for v in (cell.cell_contents for cell in self.python.__closure__ or ())
-        )
-        twin = FunctionType(self.python.__code__, names, self.python.__name__, None, around or None)
+        code = self.python.__code__
+        around = {
+            name: getattr(_maths, v) if isinstance(v, str) else tl.constexpr(v)
+            for name, v in zip(
+                code.co_freevars,
+                (cell.cell_contents for cell in self.python.__closure__ or ()),
+                strict=True,
+            )
+        }
+        names |= around  # the interpreter compiles the source anew, without what is around it
+        closure = tuple(map(CellType, around.values())) or None
+        twin = FunctionType(code, names, self.python.__name__, None, closure)
         return triton.jit(twin)
 
 

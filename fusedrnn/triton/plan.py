@@ -17,8 +17,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # registers at 128 (sm_90, bfloat16).
 WHOLE_UNITS = 128
 # A backward kernel stages at most this many [rows, units] tiles beside the weights: those of this
-# step for the products, those of the next on their way from memory. LSTM in bfloat16 takes 15.
-STAGED_TILES = 16
+# step for the products, those of the next on their way from memory. LSTM in bfloat16 takes 15 (24
+# with lengths and given reset states), sLSTM, with four states, 21 (36).
+STAGED_TILES, STAGED_TILES_OF_MANY = 16, 40
 
 
 def limit(cell: str, dtype: torch.dtype, projection: bool) -> str | None:
@@ -106,7 +107,9 @@ def plan(shape: Shape, shared: int) -> Plan:
     """
     dtype, H = shape.dtype, shape.H
     units = max(16, 1 << (H - 1).bit_length())  # tl.dot takes tiles of 16 and more
-    room = (len(CELLS[shape.cell].gates) * units + STAGED_TILES * 16) * units * dtype.itemsize
+    cell = CELLS[shape.cell]
+    staged = STAGED_TILES if len(cell.states) <= 2 else STAGED_TILES_OF_MANY
+    room = (len(cell.gates) * units + staged * 16) * units * dtype.itemsize
     if shape.P is not None:
         reason = "h is projected"
     elif units > WHOLE_UNITS:
@@ -120,7 +123,8 @@ def plan(shape: Shape, shared: int) -> Plan:
         )
     rows = 16 if shape.B <= 16 or dtype.itemsize == 8 else 32
     depth = 16 if dtype.itemsize == 8 else 32
-    return Plan(False, rows, min(units, 32), depth, 4, 3, reason)
+    warps = 8 if rows == 32 else 4  # with 4, LSTM's kernels of 32 rows spill up to 44 registers
+    return Plan(False, rows, min(units, 32), depth, warps, 3, reason)
 
 
 @cache
