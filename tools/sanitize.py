@@ -1,6 +1,6 @@
 """The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-    python tools/sanitize.py [--isa portable avx2 avx512] [--sanitizer memory threads]
+    python tools/sanitize.py [--isa portable avx2 avx512 avx512_bf16] [--sanitizer memory threads]
 
 Compiles csrc/cpu and csrc/testing/sanitize.cpp with g++ once for each, without torch and with an
 OpenMP runtime of its own (csrc/testing/openmp.cpp), and runs every kernel. Ends with status 1 when
@@ -24,6 +24,8 @@ ISAS = {
     "portable": ["-march=x86-64-v2"],
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    # Without -mavx512bf16: the stand-in for the instruction (csrc/cpu/operand.h) runs anywhere.
+    "avx512_bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-DFRNN_BF16_DOT"],
 }
 SANITIZERS = {
     "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -51,7 +53,7 @@ def check(isa: str, sanitizer: str) -> bool:
     said = (run.stdout + run.stderr).strip()
     verdict = "clean" if run.returncode == 0 else "FAILED"
     seconds = time.monotonic() - began
-    print(f"{isa:9}{sanitizer:8}{verdict}: {said} ({seconds:.0f} s)", flush=True)
+    print(f"{isa:12}{sanitizer:8}{verdict}: {said} ({seconds:.0f} s)", flush=True)
     return run.returncode == 0
 
 

@@ -96,7 +96,7 @@ void launch(const std::string& cell, const Tensor& like, const Args (&args)[2], 
     kernels = find_cuda_sequence(cell.c_str());
   }
 #endif
-  if (like.is_cpu()) kernels = find_cpu_sequence(cell.c_str());
+  if (like.is_cpu()) kernels = find_cpu_sequence(cell.c_str(), args[0].n.dtype);
   STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", cell, "' for this device");
   const int64_t bytes = int64_t(kernels->workspace_bytes(args[0].n, backward));
   Tensor workspace = allocate(like, {directions * bytes}, ScalarType::Byte);

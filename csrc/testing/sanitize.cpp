@@ -29,7 +29,11 @@ using namespace fusedrnn;
 namespace {
 
 std::mt19937 generator;  // begins anew with every run
+#ifdef FRNN_BF16_DOT
+constexpr DType kTypes[] = {DType::bf16};
+#else
 constexpr DType kTypes[] = {DType::f64, DType::f32, DType::bf16, DType::f16};
+#endif
 int runs = 0;
 
 size_t width(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : 2; }
