@@ -57,8 +57,8 @@ inline FRNN_INLINE typename Vector<Word<O>>::type words_along(const D* p, int n)
   return load_vector(p, n);
 }
 
-// A word for each of n units: `depth` of its numbers along k, which are `stride` apart at p, zeros
-// after.
+// A word for each of n units, zeros after: the `depth` numbers along k that there are, a word's or,
+// at the end, fewer, are `stride` apart at p.
 template <class O, class D>
 inline FRNN_INLINE typename Vector<Word<O>>::type words_across(const D* p, int64_t, int, int n) {
   return load_vector(p, n);
@@ -83,8 +83,8 @@ inline FRNN_INLINE Floats multiply_add(Floats sum, uint32_t word, Words weights)
     return (Floats)((bits & 0x7f800000u) == 0 ? sign : bits);
   };
   const auto add = [&](uint32_t a, Words w) FRNN_INLINE {
-    const Floats product_of = flushed((Floats)(a - Words{}));
-    sum = flushed(_mm512_fmadd_ps(product_of, flushed((Floats)w), flushed(sum)));
+    const Floats factor = flushed((Floats)(a - Words{}));
+    sum = flushed(_mm512_fmadd_ps(factor, flushed((Floats)w), flushed(sum)));
   };
   add(word & 0xffff0000u, weights & 0xffff0000u);
   add(word << 16, weights << 16);
