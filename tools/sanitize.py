@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-SOURCES = ("cpu/sequence.cpp", "cpu/softmax.cpp", "testing/sanitize.cpp", "testing/openmp.cpp")
+SOURCES = ("cpu/sequence.cpp", "testing/sanitize.cpp", "testing/openmp.cpp", "cpu/softmax.cpp")
 # As in CMakeLists.txt.
 ISAS = {
     "portable": ["-march=x86-64-v2"],
@@ -38,14 +38,15 @@ def check(isa: str, sanitizer: str) -> bool:
     began = time.monotonic()
     flags = ["-std=c++20", "-O1", "-g", "-fopenmp", f"-DFRNN_ISA={isa}", "-fno-math-errno"]
     flags += ["-fno-trapping-math", *ISAS[isa], *SANITIZERS[sanitizer]]
+    sources = SOURCES[:-1] if isa == "avx512_bf16" else SOURCES  # it has no softmax of its own
     with tempfile.TemporaryDirectory() as folder:
-        objects = [f"{folder}/{i}.o" for i in range(len(SOURCES))]
+        objects = [f"{folder}/{i}.o" for i in range(len(sources))]
 
         def compile_one(pair: tuple[str, str]) -> None:
             subprocess.run(["g++", *flags, "-c", CSRC / pair[0], "-o", pair[1]], check=True)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compile_one, zip(SOURCES, objects, strict=True)))
+            list(pool.map(compile_one, zip(sources, objects, strict=True)))
         program = f"{folder}/sanitize"
         link = ["g++", *SANITIZERS[sanitizer], *objects, "-o", program, "-pthread"]
         subprocess.run(link, check=True)
