@@ -86,7 +86,8 @@ struct SequenceKernels {
   size_t (*workspace_bytes)(const SequenceSizes&, bool backward);
 };
 
-const SequenceKernels* find_cpu_sequence(const char* cell);   // null: no such cell
-const SequenceKernels* find_cuda_sequence(const char* cell);  // null: no such cell
+// null: no such cell
+const SequenceKernels* find_cpu_sequence(const char* cell, DType);
+const SequenceKernels* find_cuda_sequence(const char* cell);
 
 }  // namespace fusedrnn

@@ -1,7 +1,9 @@
 """Every instruction set that the library was compiled for, on a machine that has it."""
 
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,12 @@ from fusedrnn import _native
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 pytestmark = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
-NEEDS = {"portable": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512vl"}}
+NEEDS = {
+    "portable": set(),
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512vl"},
+    "avx512_bf16": {"avx512f", "avx512vl", "avx512_bf16"},
+}
 
 
 def run(isa, *command):
@@ -55,12 +62,39 @@ def test_errors_of_the_activations_in_ulp(isa, tmp_path):
 def test_the_ops_are_right_with(isa):
     needs(isa)
     assert isa in _native.build_info()["cpu_compiled"].split(", ")
-    picked = "cpu and (test_equals_reference or test_equals_torch and float32)"
-    files = [str(TESTS / f) for f in ("test_sequence.py", "test_modules.py", "test_softmax.py")]
+    names, dtype = ["test_sequence.py", "test_modules.py", "test_softmax.py"], "float32"
+    if isa == "avx512_bf16":
+        names, dtype = ["test_bf16_host.py", "test_modules.py"], "bfloat16"
+    picked = f"cpu and (test_equals_reference or test_equals_torch and {dtype})"
+    picked += " or test_against_float64"
+    files = [str(TESTS / name) for name in names]
     done = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", picked)
     assert done.returncode == 0, done.stdout[-3000:]
     code = "from fusedrnn import _native; print(_native.build_info()['cpu_in_use'])"
     assert run(isa, "-c", code).stdout.strip() == isa
+
+
+@pytest.mark.parametrize("isa", [isa for isa in NEEDS if NEEDS[isa]])
+def test_one_that_the_machine_lacks_is_refused(isa):
+    if NEEDS[isa] <= machine_flags():
+        pytest.skip(f"this machine has {isa}")
+    done = run(isa, "-c", "import fusedrnn")
+    assert done.returncode and f"FUSEDRNN_CPU_ISA={isa} cannot run on this machine" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="objdump (binutils) is not installed")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction is one of x86-64")
+def test_the_dot_product_of_pairs_is_in_the_kernels_named_after_it_and_nowhere_else():
+    """Seen in the library as it was built, whatever this machine can run."""
+    command = ["objdump", "-d", "--no-show-raw-insn", _native.PATH]
+    functions, inside = set(), ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listing:
+        for line in listing.stdout:
+            if line.endswith(">:\n"):
+                inside = line
+            elif "vdpbf16ps" in line:
+                functions.add(inside)
+    assert functions and all("avx512_bf16" in name for name in functions)
 
 
 def test_an_unknown_one_is_refused():

@@ -12,6 +12,7 @@ inline namespace FRNN_ISA {
 template <class Cell, class D>
 class BackwardPass {
   using A = State<D>;
+  using O = Operand<D>;
   using L = Lanes<A>;
   using Two = Pair<A>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, N = Cell::kGrads;
@@ -30,11 +31,11 @@ class BackwardPass {
            a.n.threads),
         wr(projected ? P : 0, H, Rows::inputs, a.weight_hr, nullptr, T, a.n.threads),
         c0(Inner * B * H),
-        gates(2 * B * N1 * H),
+        gates(2 * B * w1.row),
+        dh(B * wr.row),
+        second(B * w2.row),
         direct(B * P),
         dc(Inner * B * H),
-        dh(projected ? B * P : 0),
-        second(B * N2 * H),
         partial(N2 ? B * N * H : 0),
         anew_h(a.reset ? B * P : 0),
         anew_c(a.reset ? Inner * B * H : 0),
@@ -51,11 +52,11 @@ class BackwardPass {
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? i : T - 1 - i;
       const int64_t later = i == 0 ? -1 : a.n.reverse ? t - 1 : t + 1;
-      const A* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * N1 * H;
-      A* now = gates.get() + ((i + 1) % 2) * B * N1 * H;
+      const O* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * w1.row;
+      O* now = gates.get() + ((i + 1) % 2) * B * w1.row;
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
       const auto nothing = [](const Tile<A>&) {};
-      product(worker, B, following, N1 * H, w1, fetch, [&](const Tile<A>& tile) {
+      product(worker, B, following, w1, fetch, [&](const Tile<A>& tile) {
         each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
           where_alive(
               a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { arrive(t, later, p, now); },
@@ -64,7 +65,7 @@ class BackwardPass {
       });
       if constexpr (N2 > 0) {
         worker.barrier();
-        product(worker, B, second.get(), N2 * H, w2, nothing, [&](const Tile<A>& tile) {
+        product(worker, B, second.get(), w2, nothing, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
             where_alive(
                 a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { complete(t, p, now); },
@@ -74,7 +75,7 @@ class BackwardPass {
       }
       if (projected) {
         worker.barrier();
-        product(worker, B, dh.get(), P, wr, fetch, [&](const Tile<A>& tile) {
+        product(worker, B, dh.get(), wr, fetch, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
             where_alive(
                 a.lengths, t, pair,
@@ -111,11 +112,11 @@ class BackwardPass {
   // Where the numbers of some units lie in a tensor [..., B, width, H] or [..., B, width, P].
   template <class E>
   auto in(E* row, int width) const {
-    return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * width * H + u.j; };
+    return in_rows(row, width * H);
   }
   template <class E>
   auto in_h(E* row) const {
-    return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * P + u.j; };
+    return in_rows(row, P);
   }
 
   static FRNN_INLINE L product_of(const Two& p) {
@@ -158,7 +159,7 @@ class BackwardPass {
   }
 
   // The gradient of h at step t: product, direct part, dy.
-  FRNN_INLINE void arrive(int64_t t, int64_t later, const Two& p, A* now) {
+  FRNN_INLINE void arrive(int64_t t, int64_t later, const Two& p, O* now) {
     L total = product_of(p) + gather(p, in_h(direct.get()));
     stop(later, p, total, in_h(danew_h.get()));
     if (a.dy)
@@ -166,26 +167,26 @@ class BackwardPass {
     total = limited(a.n.options, total);
     if (!projected) return through_cell(t, later, p, now, total);
     scatter(p, L(0), in_h(direct.get()));
-    scatter(p, total, in_h(dh.get()));
+    scatter(p, total, in_rows(dh.get(), wr.row));
     scatter(p, total, in_h(static_cast<D*>(a.dh) + t * B * P));
   }
 
   // Units of a row past its end: gradients of its state go on unchanged, all others are zero.
-  void pass_by(int64_t t, const Units<A>& u, A* now) {
+  void pass_by(int64_t t, const Units<A>& u, O* now) {
     for (int l = 0; l < u.n; ++l) direct.get()[u.b * P + u.j + l] += u.c[l];
     if (!projected) return silence(t, u, now);
-    std::memset(dh.get() + u.b * P + u.j, 0, u.n * sizeof(A));
+    std::memset(in_rows(dh.get(), wr.row)(u), 0, u.n * sizeof(O));
     std::memset(static_cast<D*>(a.dh) + (t * B + u.b) * P + u.j, 0, u.n * sizeof(D));
   }
 
-  void silence(int64_t t, const Units<A>& u, A* now) {
+  void silence(int64_t t, const Units<A>& u, O* now) {
     D* grads = static_cast<D*>(a.grads) + t * B * N * H;
-    const auto clear = [&](auto* row, int width) {
-      std::memset(in(row, width)(u), 0, u.n * sizeof(*row));
+    const auto clear = [&](auto* rows, int64_t row) {
+      std::memset(in_rows(rows, row)(u), 0, u.n * sizeof(*rows));
     };
-    for (int k = 0; k < N; ++k) clear(grads + k * H, N);
-    for (int g = 0; g < N1; ++g) clear(now + g * H, N1);
-    for (int g = 0; g < N2; ++g) clear(second.get() + g * H, N2);
+    for (int k = 0; k < N; ++k) clear(grads + k * H, N * H);
+    for (int g = 0; g < N1; ++g) clear(now + g * H, w1.row);
+    for (int g = 0; g < N2; ++g) clear(second.get() + g * H, w2.row);
   }
 
   // Where the states before step t lie: in a tensor of all steps, or with those that rows begin
@@ -211,7 +212,7 @@ class BackwardPass {
   }
 
   // Backward of the cell: total is the gradient of its h.
-  FRNN_INLINE void through_cell(int64_t t, int64_t later, const Two& p, A* now, const L& total) {
+  FRNN_INLINE void through_cell(int64_t t, int64_t later, const Two& p, O* now, const L& total) {
     const D* save = static_cast<const D*>(a.saved) + t * B * K * H;
     const A* cells = static_cast<const A*>(a.cells);
     const auto inner = [=, this](int k) {
@@ -236,7 +237,7 @@ class BackwardPass {
     if (!projected) scatter(p, ds[0], in(direct.get(), 1));
     each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, ds[k], in(dc.get() + (k - 1) * B * H, 1)); });
     each<N2>([&](auto g) FRNN_INLINE {
-      scatter(p, d[Cell::h_grad(N1 + g)], in(second.get() + g * H, N2));
+      scatter(p, d[Cell::h_grad(N1 + g)], in_rows(second.get() + g * H, w2.row));
     });
     if constexpr (N2 > 0)
       each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(partial.get() + k * H, N)); });
@@ -245,7 +246,7 @@ class BackwardPass {
   }
 
   // After the second product, which brings the gradient of the cell's operand.
-  FRNN_INLINE void complete(int64_t t, const Two& p, A* now) {
+  FRNN_INLINE void complete(int64_t t, const Two& p, O* now) {
     const D* save = static_cast<const D*>(a.saved) + t * B * K * H;
     L saved[K], s[S], d[N], ds[S];
     each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(save + k * H, K)); });
@@ -259,17 +260,18 @@ class BackwardPass {
   }
 
   // The gradients of a step: for the next product, and for the caller.
-  FRNN_INLINE void leave(int64_t t, const Two& p, A* now, const L (&d)[N]) {
+  FRNN_INLINE void leave(int64_t t, const Two& p, O* now, const L (&d)[N]) {
     D* grads = static_cast<D*>(a.grads) + t * B * N * H;
-    each<N1>([&](auto g) FRNN_INLINE { scatter(p, d[Cell::h_grad(g)], in(now + g * H, N1)); });
+    each<N1>([&](auto g)
+                 FRNN_INLINE { scatter(p, d[Cell::h_grad(g)], in_rows(now + g * H, w1.row)); });
     each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(grads + k * H, N)); });
   }
 
   void finish(const Worker& worker) {
     const int64_t first = a.n.reverse ? T - 1 : 0;
-    const A* gates0 = gates.get() + (T % 2) * B * N1 * H;
+    const O* gates0 = gates.get() + (T % 2) * B * w1.row;
     product(
-        worker, B, gates0, N1 * H, w1, [](const Tile<A>&) {},
+        worker, B, gates0, w1, [](const Tile<A>&) {},
         [&](const Tile<A>& tile) {
           each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
             L total = product_of(p) + gather(p, in_h(direct.get()));
@@ -292,11 +294,12 @@ class BackwardPass {
   const bool projected;
   Panels<D, 1> w1, w2, wr;  // W_hh of the first gates and of the second product; W_hr
   Buffer<A> c0;
-  Buffer<A> gates;    // 2 * [B, N1, H]: h-gradients of the first gates, of two steps in turn
+  // Gradients that meet weights, in rows as the products want them.
+  Buffer<O> gates;    // 2 * [B, N1*H]: h-gradients of the first gates, of two steps in turn
+  Buffer<O> dh;       // [B, P]: gradient of the projected h
+  Buffer<O> second;   // [B, N2*H]: h-gradients of the gates of the second product
   Buffer<A> direct;   // [B, P]: the part of the gradient of h that does not pass W_hh
   Buffer<A> dc;       // [S-1, B, H]: gradients of the inner states
-  Buffer<A> dh;       // [B, P]: gradient of the projected h
-  Buffer<A> second;   // [B, N2, H]: h-gradients of the gates of the second product
   Buffer<A> partial;  // [B, N, H]: d between the two halves of a step
   Buffer<D> anew_h;   // [B, P]: the reset state, zero if none is given ...
   Buffer<A> anew_c;   // [S-1, B, H]

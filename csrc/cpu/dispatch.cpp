@@ -15,6 +15,7 @@ FRNN_DECLARE(portable)
 #ifdef FUSEDRNN_HAS_avx2
 FRNN_DECLARE(avx2)
 FRNN_DECLARE(avx512)
+FRNN_DECLARE(avx512_bf16)
 #endif
 #undef FRNN_DECLARE
 
@@ -29,7 +30,9 @@ bool runs_here(Isa which) {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  return which == Isa::portable || (which == Isa::avx2 ? v3 : v4);
+  const bool bf16 = v4 && __builtin_cpu_supports("avx512bf16");
+  const bool has[] = {true, v3, v4, bf16};
+  return has[int(which)];
 #else
   return which == Isa::portable;
 #endif
@@ -37,7 +40,7 @@ bool runs_here(Isa which) {
 
 Isa choose() {
   const char* asked = std::getenv("FUSEDRNN_CPU_ISA");
-  for (Isa which : {Isa::avx512, Isa::avx2, Isa::portable}) {
+  for (Isa which : {Isa::avx512_bf16, Isa::avx512, Isa::avx2, Isa::portable}) {
     if (asked ? std::string(asked) != isa_name(which) : !runs_here(which)) continue;
     if (runs_here(which)) return which;
     throw std::runtime_error("FUSEDRNN_CPU_ISA=" + std::string(asked) +
@@ -45,7 +48,7 @@ Isa choose() {
                              compiled_isas() + "; unset it to let the library choose");
   }
   throw std::runtime_error("FUSEDRNN_CPU_ISA=" + std::string(asked) +
-                           " is unknown; it must be portable, avx2 or avx512");
+                           " is unknown; it must be portable, avx2, avx512 or avx512_bf16");
 }
 
 }  // namespace
@@ -56,20 +59,22 @@ Isa isa() {
 }
 
 const char* isa_name(Isa which) {
-  return which == Isa::avx512 ? "avx512" : which == Isa::avx2 ? "avx2" : "portable";
+  constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+  return names[int(which)];
 }
 
 std::string compiled_isas() {
 #ifdef FUSEDRNN_HAS_avx2
-  return "portable, avx2, avx512";
+  return "portable, avx2, avx512, avx512_bf16";
 #else
   return "portable";
 #endif
 }
 
-const SequenceKernels* find_cpu_sequence(const char* cell) {
+const SequenceKernels* find_cpu_sequence(const char* cell, [[maybe_unused]] DType dtype) {
 #ifdef FUSEDRNN_HAS_avx2
-  if (isa() == Isa::avx512) return avx512::sequence_kernels(cell);
+  if (isa() == Isa::avx512_bf16 && dtype == DType::bf16) return avx512_bf16::sequence_kernels(cell);
+  if (isa() >= Isa::avx512) return avx512::sequence_kernels(cell);
   if (isa() == Isa::avx2) return avx2::sequence_kernels(cell);
 #endif
   return portable::sequence_kernels(cell);

@@ -89,9 +89,17 @@ inline FRNN_INLINE void scatter(const Pair<A>& p, const Lanes<A>& x, F at) {
   store_vector(at(p.second), p.second.n, x.v[1]);
 }
 
+// Where the numbers of some units lie in rows that are `row` apart.
+template <class E>
+inline FRNN_INLINE auto in_rows(E* rows, int64_t row) {
+  return [=](const Units<State<std::remove_const_t<E>>>& u)
+             FRNN_INLINE { return rows + u.b * row + u.j; };
+}
+
 template <class Cell, class D>
 class ForwardPass {
   using A = State<D>;
+  using O = Operand<D>;
   using L = Lanes<A>;
   using Two = Pair<A>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
@@ -111,9 +119,9 @@ class ForwardPass {
            a.n.threads),
         wr(a.weight_hr ? H : 0, P, Rows::outputs, a.weight_hr, nullptr, T, a.n.threads),
         states(S * B * H),
-        h(2 * B * P),
-        operand(N2 || a.weight_hr ? B * H : 0),
-        kept(N2 ? B * K * H : 0) {}
+        kept(N2 ? B * K * H : 0),
+        h(2 * B * w1.row),
+        operand(B * (N2 ? w2.row : wr.row)) {}
 
   bool allocated() const { return w1 && w2 && wr && states && h && operand && kept; }
 
@@ -121,8 +129,8 @@ class ForwardPass {
     prepare(worker);
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? T - 1 - i : i;
-      const A* before = h.get() + (i % 2) * B * P;
-      A* after = h.get() + ((i + 1) % 2) * B * P;
+      const O* before = h.get() + (i % 2) * B * w1.row;
+      O* after = h.get() + ((i + 1) % 2) * B * w1.row;
       const int64_t next = i + 1 == T ? -1 : a.n.reverse ? t - 1 : t + 1;
       const auto units = [&](const Two& pair) FRNN_INLINE {
         where_alive(
@@ -136,19 +144,19 @@ class ForwardPass {
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
       const auto nothing = [](const Tile<A>&) {};
       if constexpr (N2 > 0) {
-        product(worker, B, before, P, w1, fetch, [&](const Tile<A>& tile) {
+        product(worker, B, before, w1, fetch, [&](const Tile<A>& tile) {
           each_pair<N1>(tile, H, [&](const Two& p) FRNN_INLINE { first_gates(t, p, before); });
         });
         worker.barrier();
-        product(worker, B, operand.get(), H, w2, nothing,
+        product(worker, B, operand.get(), w2, nothing,
                 [&](const Tile<A>& tile) { each_pair<N2>(tile, H, units); });
       } else {
-        product(worker, B, before, P, w1, fetch,
+        product(worker, B, before, w1, fetch,
                 [&](const Tile<A>& tile) { each_pair<N1>(tile, H, units); });
       }
       if (a.weight_hr) {
         worker.barrier();
-        product(worker, B, operand.get(), H, wr, nothing, [&](const Tile<A>& tile) {
+        product(worker, B, operand.get(), wr, nothing, [&](const Tile<A>& tile) {
           each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
             project(t, p, before, after);
             if (a.reset && next >= 0) {
@@ -175,7 +183,8 @@ class ForwardPass {
     if (worker.index == 0) {
       const D* h0 = static_cast<const D*>(a.h0);
       const D* c0 = static_cast<const D*>(a.c0);
-      for (int64_t i = 0; i < B * P; ++i) h.get()[i] = load(h0[i]);
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t j = 0; j < P; ++j) store(h.get()[b * w1.row + j], load(h0[b * P + j]));
       if (kWide && !a.weight_hr)
         for (int64_t i = 0; i < B * H; ++i) states.get()[i] = load(h0[i]);
       for (int64_t i = 0; i < (S - 1) * B * H; ++i) states.get()[B * H + i] = load(c0[i]);
@@ -191,7 +200,7 @@ class ForwardPass {
   // Where the numbers of some units lie in a tensor [..., B, width, H], [..., B, H] and [.., B, P].
   template <class E>
   auto in(E* row, int width) const {
-    return [=, this](const Units<A>& u) FRNN_INLINE { return row + u.b * width * H + u.j; };
+    return in_rows(row, width * H);
   }
 
   // y[t, b, j]
@@ -216,7 +225,7 @@ class ForwardPass {
       prefetch_rows(y_at(t, b, j), 1, 0, tile.vectors);
   }
 
-  FRNN_INLINE void step(int64_t t, const Two& p, const A* before, A* after) {
+  FRNN_INLINE void step(int64_t t, const Two& p, const O* before, O* after) {
     const D* gx = static_cast<const D*>(a.gx) + t * B * G * H;
     L x[G], u[G], s[S], out[S], saved[K];
     each<G>([&](auto g) FRNN_INLINE { x[g] = gather(p, in(gx + g * H, G)); });
@@ -234,9 +243,9 @@ class ForwardPass {
                         FRNN_INLINE { scatter(p, out[k], in(states.get() + k * B * H, 1)); });
     const L hidden = rounded<D>(out[0]);
     if (a.weight_hr) {
-      scatter(p, hidden, in(operand.get(), 1));
+      scatter(p, hidden, in_rows(operand.get(), wr.row));
     } else {
-      scatter(p, hidden, in(after, 1));
+      scatter(p, hidden, in_rows(after, w1.row));
       scatter(p, hidden, in_y(t));
     }
     if (a.hidden) scatter(p, hidden, in(static_cast<D*>(a.hidden) + t * B * H, 1));
@@ -248,7 +257,7 @@ class ForwardPass {
   }
 
   // The gates before the second product: leaves its operand.
-  FRNN_INLINE void first_gates(int64_t t, const Two& p, const A* before) {
+  FRNN_INLINE void first_gates(int64_t t, const Two& p, const O* before) {
     const D* gx = static_cast<const D*>(a.gx) + t * B * G * H;
     L x[G], u[G], s[S], saved[K];
     each<G>([&](auto g) FRNN_INLINE { x[g] = gather(p, in(gx + g * H, G)); });
@@ -257,53 +266,57 @@ class ForwardPass {
     });
     each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
     each<K>([&](auto k) FRNN_INLINE { saved[k] = L(0); });
-    scatter(p, rounded<D>(Cell::operand(a.n.options, x, u, s, saved)), in(operand.get(), 1));
+    scatter(p, rounded<D>(Cell::operand(a.n.options, x, u, s, saved)),
+            in_rows(operand.get(), w2.row));
     each<K>([&](auto k) FRNN_INLINE { scatter(p, saved[k], in(kept.get() + k * H, K)); });
   }
 
   // With a projection no cell sees h itself.
-  const A* state(int k, const A* before) const {
-    return k || kWide || a.weight_hr ? states.get() + k * B * H : before;
+  const A* state(int k, const O* before) const {
+    if constexpr (!kWide)
+      if (k == 0 && !a.weight_hr) return before;
+    return states.get() + k * B * H;
   }
 
-  void project(int64_t t, const Two& p, const A* before, A* after) {
+  void project(int64_t t, const Two& p, const O* before, O* after) {
     where_alive(
         a.lengths, t, p,
         [&](const Two& q) FRNN_INLINE {
           const L hidden = rounded<D>(gather(q, [](const Units<A>& u) { return u.c; }));
-          scatter(q, hidden, [&](const Units<A>& u) { return after + u.b * P + u.j; });
+          scatter(q, hidden, in_rows(after, w1.row));
           scatter(q, hidden, in_y(t));
         },
         [&](const Units<A>& u) { rest(t, u, before, after); });
   }
 
   // Units that begin anew at the step to come: their states are the reset state.
-  void restart(int64_t next, const Units<A>& u, A* after) {
+  void restart(int64_t next, const Units<A>& u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
     if (!a.weight_hr) {
       restart_h(next, u, after);
-      if (kWide) reset_to(a.reset_h, u.b * H + u.j, u.n, states.get());
+      if (kWide) reset_to(a.reset_h, u.b * H + u.j, u.n, in(states.get(), 1)(u));
     }
     for (int k = 0; k < S - 1; ++k)
-      reset_to(a.reset_c, (k * B + u.b) * H + u.j, u.n, states.get() + B * H);
+      reset_to(a.reset_c, (k * B + u.b) * H + u.j, u.n, in(states.get() + (k + 1) * B * H, 1)(u));
   }
-  void restart_h(int64_t next, const Units<A>& u, A* after) {
-    if (begins_anew(a, next, u.b)) reset_to(a.reset_h, u.b * P + u.j, u.n, after);
+  void restart_h(int64_t next, const Units<A>& u, O* after) {
+    if (!begins_anew(a, next, u.b)) return;
+    reset_to(a.reset_h, u.b * P + u.j, u.n, in_rows(after, w1.row)(u));
   }
-  static void reset_to(const void* state, int64_t at, int n, A* to) {
+  template <class E>
+  static void reset_to(const void* state, int64_t at, int n, E* to) {
     for (int l = 0; l < n; ++l)
-      to[at + l] = state ? load(static_cast<const D*>(state)[at + l]) : A(0);
+      store(to[l], state ? load(static_cast<const D*>(state)[at + l]) : A(0));
   }
 
   // Units of a row past its end: the state stays, y is zero.
-  void rest(int64_t t, const Units<A>& u, const A* before, A* after) {
-    const int64_t i = u.b * P + u.j;
-    std::memcpy(after + i, before + i, u.n * sizeof(A));
+  void rest(int64_t t, const Units<A>& u, const O* before, O* after) {
+    std::memcpy(in_rows(after, w1.row)(u), in_rows(before, w1.row)(u), u.n * sizeof(O));
     std::memset(y_at(t, u.b, u.j), 0, u.n * sizeof(D));
   }
 
   // What such a row saves is zero: backward does not read it.
-  void past(int64_t t, const Units<A>& u, const A* before, A* after) {
+  void past(int64_t t, const Units<A>& u, const O* before, O* after) {
     if (!a.weight_hr) rest(t, u, before, after);
     if (!a.saved) return;
     const auto clear = [&](auto* row, int width) {
@@ -315,9 +328,13 @@ class ForwardPass {
   }
 
   void finish(const Worker& worker) {
-    const A* last = kWide && !a.weight_hr ? states.get() : h.get() + (T % 2) * B * P;
-    for (int64_t i = worker.first(B * P); i < worker.last(B * P); ++i)
-      store(static_cast<D*>(a.hn)[i], last[i]);
+    const O* last = h.get() + (T % 2) * B * w1.row;
+    const bool wide = kWide && !a.weight_hr;
+    for (int64_t b = worker.first(B); b < worker.last(B); ++b)
+      for (int64_t j = 0; j < P; ++j) {
+        const A h_n = wide ? states.get()[b * H + j] : load(last[b * w1.row + j]);
+        store(static_cast<D*>(a.hn)[b * P + j], h_n);
+      }
     const int64_t inner = (S - 1) * B * H;
     for (int64_t i = worker.first(inner); i < worker.last(inner); ++i)
       store(static_cast<D*>(a.cn)[i], states.get()[B * H + i]);
@@ -328,7 +345,8 @@ class ForwardPass {
   Panels<D, N1> w1;
   Panels<D, N2 ? N2 : 1> w2;
   Panels<D, 1> wr;
-  Buffer<A> states, h, operand, kept;
+  Buffer<A> states, kept;
+  Buffer<O> h, operand;  // [2, B, P] and [B, H], rows as the products want them
 };
 
 }  // namespace FRNN_ISA

@@ -5,11 +5,12 @@
 //
 // A: [B, K] row-major; C goes to an epilogue. A tile is a few rows by one panel: its accumulators
 // stay in registers over the whole of K. Each element is one chain of fused multiply-adds in the
-// order of k, whatever the tiling and the number of threads: same input, same bits.
+// order of k, a word (operand.h) at a time, whatever the tiling and the number of threads: same
+// input, same bits.
 #pragma once
 #include <cstdlib>
 
-#include "lanes.h"
+#include "operand.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
@@ -54,8 +55,8 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 enum class Rows { outputs, inputs };
 
 // W for `units` units of N gates. A panel holds all N gates of one to kUnits vectors of units, as
-// [K][N][vectors of units][lanes]; panels are as equal as can be. Lanes beyond the last unit hold
-// anything: no epilogue looks at them.
+// [words of K][N][vectors of units][lanes]; panels are as equal as can be. Lanes beyond the last
+// unit hold anything: no epilogue looks at them.
 //
 // For a single product (a step of decoding) the panels are packed as they are wanted, into one
 // place for each thread that stays in its cache: the weights then pass through memory once.
@@ -63,16 +64,22 @@ template <class D, int N>
 class Panels {
  public:
   using A = State<D>;
-  using Vec = typename Vector<A>::type;
-  static constexpr int lanes = Vector<A>::lanes, kUnits = N >= 3 ? 1 : 4 / N;
+  using O = Operand<D>;
+  using W = Word<O>;
+  using Vec = typename Vector<W>::type;
+  static constexpr int lanes = Vector<A>::lanes, depth = kDepth<O>, kUnits = N >= 3 ? 1 : 4 / N;
+  static_assert(Vector<W>::lanes == lanes);
 
-  const int64_t K, units, vectors, count;
+  const int64_t K, words, row;  // row: from one row of the operand to the next
+  const int64_t units, vectors, count;
 
   // weight: [N * units, K], or [K, units] with Rows::inputs, where N is 1. bias: [N, units] or
   // null.
   Panels(int64_t k, int64_t units_, Rows rows, const void* weight, const void* bias, int64_t uses,
          int threads)
       : K(k),
+        words(ceil_div(K, depth)),
+        row(words * depth),
         units(k ? units_ : 0),
         vectors(ceil_div(units, lanes)),
         count(ceil_div(vectors, kUnits)),
@@ -80,7 +87,7 @@ class Panels {
         weight_(static_cast<const D*>(weight)),
         bias_(static_cast<const D*>(bias)),
         once_(uses <= 1),
-        data_(K * N * lanes * (once_ ? threads * kUnits : vectors), false),
+        data_(words * N * lanes * (once_ ? threads * kUnits : vectors), false),
         start_(N * vectors * lanes) {}
 
   explicit operator bool() const { return data_ && start_; }
@@ -99,9 +106,9 @@ class Panels {
     }
   }
 
-  const A* panel(const Worker& worker, int64_t p) const {
+  const W* panel(const Worker& worker, int64_t p) const {
     if (!once_) return data(p);
-    A* out = data_.get() + worker.index * kUnits * K * N * lanes;
+    W* out = data_.get() + worker.index * kUnits * words * N * lanes;
     pack(p, out);
     return out;
   }
@@ -110,7 +117,7 @@ class Panels {
   const A* start(int64_t p) const { return start_.get() + first(p) * N * lanes; }
 
  private:
-  A* data(int64_t p) const { return data_.get() + first(p) * K * N * lanes; }
+  W* data(int64_t p) const { return data_.get() + first(p) * words * N * lanes; }
 
   // f(gate, first unit, units, where it begins in a row of the panel) for the vectors of panel p.
   template <class F>
@@ -122,65 +129,71 @@ class Panels {
     }
   }
 
-  void pack(int64_t p, A* panel) const {
+  void pack(int64_t p, W* panel) const {
     const int64_t stride = N * (first(p + 1) - first(p)) * lanes;
     each_vector(p, [&](int g, int64_t j, int n, int64_t at) {
-      A* out = panel + at;
+      W* out = panel + at;
       if (rows_ == Rows::inputs)
-        for (int64_t k = 0; k < K; ++k)
-          put(load_vector(weight_ + k * units + j, n), out + k * stride);
+        for (int64_t k = 0; k < K; k += depth, out += stride)
+          put(words_across<O>(weight_ + k * units + j, units, part(k, depth), n), out);
       else
-        for (int64_t k = 0; k < K; k += lanes)
-          pack_block(weight_ + (g * units + j) * K + k, n, int(K - k < lanes ? K - k : lanes),
-                     out + k * stride, stride);
+        for (int64_t k = 0; k < K; k += lanes * depth, out += lanes * stride)
+          pack_block(weight_ + (g * units + j) * K + k, n, part(k, lanes * depth), out, stride);
     });
   }
 
-  // The transpose of weight[n][depth], whose rows are K apart.
-  void pack_block(const D* weight, int n, int depth, A* out, int64_t stride) const {
+  // How many of `most` numbers from k on there are.
+  int part(int64_t k, int most) const { return int(K - k < most ? K - k : most); }
+
+  // The transpose of the words of weight[n][size], whose rows are K numbers apart.
+  void pack_block(const D* weight, int n, int size, W* out, int64_t stride) const {
     Vec r[lanes];
     each<lanes>([&](auto l)
-                    FRNN_INLINE { r[l] = load_vector(weight + (l < n ? l : 0) * K, depth); });
-    transpose<A>(r);
-    if (depth == lanes)
+                    FRNN_INLINE { r[l] = words_along<O>(weight + (l < n ? l : 0) * K, size); });
+    transpose<W>(r);
+    if (size > (lanes - 1) * depth)
       each<lanes>([&](auto k) FRNN_INLINE { put(r[k], out + k * stride); });
     else
-      for (int k = 0; k < depth; ++k) put(r[k], out + k * stride);
+      for (int k = 0; k * depth < size; ++k) put(r[k], out + k * stride);
   }
 
-  static FRNN_INLINE void put(Vec v, A* p) { std::memcpy(p, &v, sizeof(v)); }
+  static FRNN_INLINE void put(Vec v, W* p) { std::memcpy(p, &v, sizeof(v)); }
 
   const Rows rows_;
   const D *const weight_, *const bias_;
   const bool once_;
-  Buffer<A> data_, start_;
+  Buffer<W> data_;
+  Buffer<A> start_;
 };
 
 // What one tile reads: rows of A, and a panel (V vectors wide).
-template <class A>
+template <class O>
 struct TileInput {
-  const A* a;
-  int64_t stride, K;
-  const A *panel, *start;
+  const O* a;
+  int64_t row, words;
+  const Word<O>* panel;
+  const State<O>* start;
 };
 
-template <int M, int V, class A>
-inline void tile(const TileInput<A>& in, A* c) {
-  typedef typename Vector<A>::type Vec;
-  constexpr int lanes = Vector<A>::lanes;
+template <int M, int V, class O>
+inline void tile(const TileInput<O>& in, State<O>* c) {
+  typedef typename Vector<State<O>>::type Vec;
+  constexpr int lanes = Vector<State<O>>::lanes;
   Vec acc[M][V];
   for (int v = 0; v < V; ++v) {
     Vec s;
     std::memcpy(&s, in.start + v * lanes, kVectorBytes);
     for (int m = 0; m < M; ++m) acc[m][v] = s;
   }
-  const A *a = in.a, *panel = in.panel;
-  const int64_t stride = in.stride, K = in.K;
-  for (int64_t k = 0; k < K; ++k) {
-    Vec w[V];
+  const O* a = in.a;
+  const Word<O>* panel = in.panel;
+  const int64_t row = in.row, words = in.words;
+  for (int64_t k = 0; k < words; ++k) {
+    typename Vector<Word<O>>::type w[V];
     for (int v = 0; v < V; ++v) std::memcpy(&w[v], panel + (k * V + v) * lanes, kVectorBytes);
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < V; ++v) acc[m][v] += a[m * stride + k] * w[v];
+      for (int v = 0; v < V; ++v)
+        acc[m][v] = multiply_add(acc[m][v], word_of(a + m * row, k), w[v]);
   }
   std::memcpy(c, acc, sizeof(acc));
 }
@@ -192,16 +205,16 @@ constexpr int most_rows(int V) {
   return rows < 8 ? rows : 8;
 }
 
-template <int V, int M, class A>
-inline void tile_of_rows(int rows, const TileInput<A>& in, A* c) {
+template <int V, int M, class O>
+inline void tile_of_rows(int rows, const TileInput<O>& in, State<O>* c) {
   if constexpr (M > 1) {
     if (rows < M) return tile_of_rows<V, M - 1>(rows, in, c);
   }
   tile<M, V>(in, c);
 }
 
-template <int N, int U, int M, class A>
-inline void tile_of_units(int units, int rows, const TileInput<A>& in, A* c) {
+template <int N, int U, int M, class O>
+inline void tile_of_units(int units, int rows, const TileInput<O>& in, State<O>* c) {
   if constexpr (U > 1) {
     if (units < U) return tile_of_units<N, U - 1, M>(units, rows, in, c);
   }
@@ -218,17 +231,18 @@ struct Tile {
 };
 
 // This worker's share of C = A W: epilogue(Tile). A null A counts as zero. Row b starts at
-// a + b * stride. Tasks are ordered by panel, so that a worker meets the same weights every step.
+// a + b * w.row. Tasks are ordered by panel, so that a worker meets the same weights every step.
 // prepare(Tile) comes before a tile is computed, to prefetch what its epilogue will touch: rows lie
 // too far apart for the hardware to foresee them.
-template <int N, class D, class A, class Prepare, class Epilogue>
-inline void product(const Worker& worker, int64_t B, const A* a, int64_t stride,
-                    const Panels<D, N>& w, Prepare prepare, Epilogue epilogue) {
+template <int N, class D, class Prepare, class Epilogue>
+inline void product(const Worker& worker, int64_t B, const Operand<D>* a, const Panels<D, N>& w,
+                    Prepare prepare, Epilogue epilogue) {
+  using A = State<D>;
   constexpr int U = Panels<D, N>::kUnits, M = most_rows(N * U);
   const int64_t pairs = ceil_div(B, 2), blocks = ceil_div(B, M);
   const int64_t begin = worker.first(w.count * blocks), end = worker.last(w.count * blocks);
   alignas(64) A c[M * N * U * Vector<A>::lanes];
-  TileInput<A> in{nullptr, stride, w.K, nullptr, nullptr};
+  TileInput<Operand<D>> in{nullptr, w.row, w.words, nullptr, nullptr};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t panel = task / blocks, block = task % blocks;
     const int64_t b0 = 2 * (pairs * block / blocks), b1 = 2 * (pairs * (block + 1) / blocks);
@@ -236,7 +250,7 @@ inline void product(const Worker& worker, int64_t B, const A* a, int64_t stride,
     const Tile<A> result{b0, w.first(panel), rows, units, c};
     prepare(result);
     if (a) {
-      in.a = a + b0 * stride;
+      in.a = a + b0 * w.row;
       if (block == 0 || task == begin) in.panel = w.panel(worker, panel), in.start = w.start(panel);
       tile_of_units<N, U, M>(units, rows, in, c);
     } else {

@@ -1,4 +1,5 @@
-// The CPU sequence kernels of every cell and dtype. Compiled once per instruction set (FRNN_ISA).
+// The CPU sequence kernels of every cell and dtype (bfloat16 only, with FRNN_BF16_DOT). Compiled
+// once per instruction set (FRNN_ISA).
 #include <omp.h>
 
 #include <cstring>
@@ -70,16 +71,19 @@ const char* run(const Args* args, int directions, int gates) {
 template <class Cell, template <class, class> class Pass, class Args>
 const char* launch(const Args* args, int directions, void*, void*) {
   switch (args[0].n.dtype) {
+#ifndef FRNN_BF16_DOT  // which changes nothing for the others: dispatch.cpp gives them to avx512
     case DType::f64:
       return run<Pass<Cell, double>>(args, directions, Cell::kGates);
     case DType::f32:
       return run<Pass<Cell, float>>(args, directions, Cell::kGates);
-    case DType::bf16:
-      return run<Pass<Cell, bf16>>(args, directions, Cell::kGates);
     case DType::f16:
       return run<Pass<Cell, f16>>(args, directions, Cell::kGates);
+#endif
+    case DType::bf16:
+      return run<Pass<Cell, bf16>>(args, directions, Cell::kGates);
+    default:
+      return "unknown dtype";
   }
-  return "unknown dtype";
 }
 
 size_t no_workspace(const SequenceSizes&, bool) { return 0; }

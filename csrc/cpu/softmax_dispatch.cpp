@@ -23,7 +23,7 @@ namespace {
 template <class Kernel>
 Kernel in_use(Kernel portable, Kernel avx2, Kernel avx512) {
   const Isa which = isa();
-  return which == Isa::avx512 ? avx512 : which == Isa::avx2 ? avx2 : portable;
+  return which >= Isa::avx512 ? avx512 : which == Isa::avx2 ? avx2 : portable;
 }
 
 }  // namespace

@@ -97,7 +97,7 @@ void launch(const std::string& kernel, const Tensor& like, const Args (&args)[2]
     kernels = find_cuda_sequence(kernel.c_str());
   }
 #endif
-  if (like.is_cpu()) kernels = find_cpu_sequence(kernel.c_str());
+  if (like.is_cpu()) kernels = find_cpu_sequence(kernel.c_str(), args[0].n.dtype);
   STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", kernel, "' for this device");
   const int64_t bytes = int64_t(kernels->workspace_bytes(args[0].n, backward));
   Tensor workspace = allocate(like, {directions * bytes}, ScalarType::Byte);

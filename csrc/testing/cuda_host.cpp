@@ -1,10 +1,6 @@
 // fusedrnn_cuda_host: the CUDA sequence kernels, compiled for the host, on plain pointers from
 // Python.
 #define FUSEDRNN_CUDA_HOST
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -15,28 +11,11 @@
 #include "../cuda/sequence_f16.cu"
 #include "../cuda/sequence_f32.cu"
 #include "../cuda/sequence_f64.cu"
+#include "sequence_fields.h"
 
 namespace {
 
 using namespace fusedrnn;
-using Pointers = std::map<std::string, uintptr_t>;  // by the fields' names; absent: null
-
-struct Problem {
-  int64_t T, B, H, P;
-  std::string dtype;
-  int64_t y_row;
-
-  SequenceSizes sizes(bool reverse) const {
-    static const std::map<std::string, DType> names = {{"float64", DType::f64},
-                                                       {"float32", DType::f32},
-                                                       {"bfloat16", DType::bf16},
-                                                       {"float16", DType::f16}};
-    return {T, B, H, P, names.at(dtype), reverse, y_row, 1};
-  }
-};
-
-// Of one direction: whether it is the reverse one, and its tensors.
-using Direction = std::pair<bool, Pointers>;
 
 // A workspace of NaN between two guards; says whether a kernel wrote beyond it.
 class Workspace {
@@ -79,26 +58,9 @@ std::optional<std::string> in_workspace(const std::string& cell, std::vector<Arg
   return std::nullopt;
 }
 
-struct Fields {
-  const Pointers& pointers;
-
-  void* operator()(const char* name) const {
-    const auto found = pointers.find(name);
-    return found == pointers.end() ? nullptr : reinterpret_cast<void*>(found->second);
-  }
-  const int64_t* lengths() const { return static_cast<const int64_t*>((*this)("lengths")); }
-  const bool* reset() const { return static_cast<const bool*>((*this)("reset")); }
-};
-
 std::optional<std::string> run_forward(const std::string& cell, const Problem& problem,
                                        const std::vector<Direction>& directions, uint64_t order) {
-  std::vector<SequenceForward> layer;
-  for (const auto& [reverse, pointers] : directions) {
-    const Fields f{pointers};
-    layer.push_back({problem.sizes(reverse), f("gx"), f("weight_hh"), f("bias_hh"), f("weight_hr"),
-                     f("h0"), f("c0"), f.lengths(), f.reset(), f("reset_h"), f("reset_c"), f("y"),
-                     f("hn"), f("cn"), f("saved"), f("cells"), f("hidden")});
-  }
+  std::vector<SequenceForward> layer = forward_layer(problem, directions);
   return in_workspace(cell, layer, false, order, [&](const SequenceKernels& k, void* workspace) {
     return k.forward(layer.data(), int(layer.size()), workspace, nullptr);
   });
@@ -106,31 +68,7 @@ std::optional<std::string> run_forward(const std::string& cell, const Problem& p
 
 std::optional<std::string> run_backward(const std::string& cell, const Problem& problem,
                                         const std::vector<Direction>& directions, uint64_t order) {
-  std::vector<SequenceBackward> layer;
-  for (const auto& [reverse, pointers] : directions) {
-    const Fields f{pointers};
-    layer.push_back({problem.sizes(reverse),
-                     f("dy"),
-                     f("dhn"),
-                     f("dcn"),
-                     f("y"),
-                     f("h0"),
-                     f("c0"),
-                     f("weight_hh"),
-                     f("weight_hr"),
-                     f.lengths(),
-                     f.reset(),
-                     f("reset_h"),
-                     f("reset_c"),
-                     f("saved"),
-                     f("cells"),
-                     f("grads"),
-                     f("dh0"),
-                     f("dc0"),
-                     f("dreset_h"),
-                     f("dreset_c"),
-                     f("dh")});
-  }
+  std::vector<SequenceBackward> layer = backward_layer(problem, directions);
   return in_workspace(cell, layer, true, order, [&](const SequenceKernels& k, void* workspace) {
     return k.backward(layer.data(), int(layer.size()), workspace, nullptr);
   });
@@ -141,11 +79,7 @@ std::optional<std::string> run_backward(const std::string& cell, const Problem& 
 PYBIND11_MODULE(fusedrnn_cuda_host, m) {
   namespace py = pybind11;
   m.doc() = "The CUDA sequence kernels on the host: see csrc/testing/cuda_host.h";
-  py::class_<Problem>(m, "Problem")
-      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t P, std::string dtype,
-                       int64_t y_row) { return Problem{T, B, H, P, std::move(dtype), y_row}; }),
-           py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("P"), py::arg("dtype"),
-           py::arg("y_row"));
+  bind_problem(m);
   const char* text =
       "Runs the kernels on one or two directions, each (reverse, pointers named as in "
       "csrc/sequence.h); returns None or what is wrong.";
