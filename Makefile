@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made once and brought up to date when what it was made from changes.
 #
 #   make demo [CORPUS=text.txt]   trains language models on real text, beside torch.nn; writes demo.html
-#   make test [ARGS="-k doctor"]  the whole test suite; ARGS go to pytest
+#   make test [ARGS="-k doctor"]  the whole test suite, two files at a time; ARGS go to pytest
 #   make doctor                   what is installed, which kernels run where, and why
 #   make lint                     ruff and clang-format, checking only; `make format` writes
 #   make build                    .venv with the package and its native library, nothing more
@@ -28,8 +28,10 @@ TESTABLE := $(VENV)/.testable
 demo: build
 	$(PY) -m benchmarks.demo $(if $(CORPUS),--corpus "$(CORPUS)")
 
+# Most of the suite's time is one thread's. Two processes with two threads each on two cores must not wait
+# for each other by spinning.
 test: $(TESTABLE)
-	$(PY) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 doctor: build
 	$(PY) -m fusedrnn
