@@ -314,11 +314,11 @@ def test_names_with_options():
     for wrong in ("lstm:gain=2", "gru:clip=3.0", "elman", "lstm:", "lstm:clip"):
         assert wrong not in CELLS, wrong
     if not _native.MISSING:
-        with pytest.raises(RuntimeError, match="no nonlinearity named 'elu'"):
+        with pytest.raises(ValueError, match="no nonlinearity named 'elu'"):
             _native_forward("gru:candidate=elu")
-        with pytest.raises(RuntimeError, match="no cell has an option 'gain'; there are candidate"):
+        with pytest.raises(ValueError, match="no cell has an option 'gain'; there are candidate"):
             _native_forward("gru:gain=2")
-        with pytest.raises(RuntimeError, match="'-1' is not a number above 0"):
+        with pytest.raises(ValueError, match="'-1' is not a number above 0"):
             _native_forward("lstm:clip=-1")
 
 

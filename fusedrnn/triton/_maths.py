@@ -54,7 +54,8 @@ def identity(x):
 def bounded(x, limit: tl.constexpr):
     """x, but no further from 0 than limit (0: no limit); NaN stays NaN."""
     if limit > 0:
-        return tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
+        top = tl.full(x.shape, limit, x.dtype)  # a constant alone would be rounded to float32
+        return tl.where(x > top, top, tl.where(x < -top, -top, x))
     else:
         return x
 
@@ -88,6 +89,7 @@ def identity_slope(y):
 def bounded_slope(y, limit: tl.constexpr):
     """1 within the limit, else 0."""
     if limit > 0:
-        return 1.0 * ((y < limit) & (y > -limit))
+        top = tl.full(y.shape, limit, y.dtype)
+        return 1.0 * ((y < top) & (y > -top))
     else:
         return 1.0
