@@ -36,7 +36,15 @@ LAYOUTS = {
     "lengths": "rows of T/2 to T steps, padded; ours takes lengths=, torch packs and pads",
     "packed": "the same rows, packed before and padded after, both timed",
 }
-COUNTS = {"zipf": "words occur as in text, as 1 / rank", "uniform": "all words alike"}
+COUNTS = {
+    "zipf": "words occur as in text, as 1 / rank",
+    "brown": "as they do in WikiText-2, by ../shared/data/wikitext2-brown-clusters.tsv",
+    "uniform": "all words alike",
+}
+INPUTS = {
+    "random": "normal: no word is likely",
+    "peaked": "scaled until one word in 100,000 has a third of the probability",
+}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -60,6 +68,7 @@ class Case:
         bias: with biases.
         layout: one of ``LAYOUTS``.
         counts: one of ``COUNTS``, for operations over words.
+        inputs: one of ``INPUTS``, for the same.
     """
 
     op: str
@@ -73,6 +82,7 @@ class Case:
     bias: bool = True
     layout: str = "padded"
     counts: str = "zipf"
+    inputs: str = "random"
 
     def __post_init__(self) -> None:
         checks = (
@@ -82,6 +92,7 @@ class Case:
             ("dtype", self.dtype, DTYPES),
             ("layout", self.layout, LAYOUTS),
             ("counts", self.counts, COUNTS if self.op in WORD_OPS else ("zipf",)),
+            ("inputs", self.inputs, INPUTS if self.op in WORD_OPS else ("random",)),
         )
         for what, value, known in checks:
             if value not in known:
@@ -109,6 +120,7 @@ class Case:
         parts += ["bidirectional"] * self.bidirectional + ["no bias"] * (not self.bias)
         parts += [self.layout] * (self.layout != "padded")
         parts += [f"{self.counts} counts"] * (self.counts != "zipf")
+        parts += [f"{self.inputs} inputs"] * (self.inputs != "random")
         return ", ".join(parts)
 
     @property
@@ -156,6 +168,7 @@ class Case:
         parts += ["--bidirectional"] * self.bidirectional + ["--no-bias"] * (not self.bias)
         parts += [f"--layout {self.layout}"] * (self.layout != "padded")
         parts += [f"--counts {self.counts}"] * (self.counts != "zipf")
+        parts += [f"--inputs {self.inputs}"] * (self.inputs != "random")
         parts += [f"--peer {peers}"] * bool(peers)
         return " ".join(parts)
 

@@ -5,7 +5,7 @@ import textwrap
 
 from fusedrnn.cells import CELLS
 
-from .case import COUNTS, LAYOUTS, MODES, OPS
+from .case import COUNTS, INPUTS, LAYOUTS, MODES, OPS
 from .peers import PEERS
 from .suites import SUITES
 
@@ -35,6 +35,7 @@ def main(options: argparse.Namespace) -> int:
     _section("Modes (--mode)", MODES)
     _section("Layouts (--layout)", LAYOUTS)
     _section("Counts of words (--counts)", COUNTS)
+    _section("Inputs of output layers (--inputs)", INPUTS)
     for title, here in (("Peers that can run here (--peer)", True), ("Peers that cannot", False)):
         entries = {}
         for name, peer in PEERS.items():

@@ -18,6 +18,7 @@ from .case import (
     COUNTS,
     DTYPES,
     INFERENCE_ONLY,
+    INPUTS,
     LAYOUTS,
     MODES,
     OPS,
@@ -57,6 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-bias", action="store_true", help="without biases, of a case described here")
     add("--layout", choices=tuple(LAYOUTS), default="padded", help="of a case described here")
     add("--counts", choices=tuple(COUNTS), default="zipf", help="of a case described here")
+    add("--inputs", choices=tuple(INPUTS), default="random", help="of a case described here")
     add("--peer", type=several, default=[], metavar="NAMES", help="only these, beside ours; 'all'")
     add("--base", metavar="GIT-REF", help="another commit of ours as one more peer")
     add("--seconds", type=float, help="of samples for each peer of a case")
@@ -132,7 +134,8 @@ def described(options: argparse.Namespace) -> list[Case]:
     shapes = [parse_shape(text, op) for text in options.shape]
     return [
         Case(op, cell, mode, shape, dtype, options.device or "cpu", options.layers,
-             options.bidirectional, not options.no_bias, options.layout, options.counts)
+             options.bidirectional, not options.no_bias, options.layout, options.counts,
+             options.inputs)
         for dtype, mode, shape, cell in product(options.dtype or ["float32"], modes, shapes, cells)
     ]  # fmt: skip
 

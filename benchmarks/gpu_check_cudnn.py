@@ -12,7 +12,8 @@ from .case import Case
 from .contender import classify
 from .gpu import hot
 from .peers import PEERS
-from .problems import problem, results
+from .problems import problem
+from .task import results
 from .timing import stepper
 
 T = 64

@@ -21,8 +21,8 @@ from . import gpu_check
 from .case import Case
 from .contender import classify
 from .peers import PEERS
-from .problems import Problem, Sequence, problem, results
-from .task import Results
+from .problems import Problem, Sequence, problem
+from .task import Results, results
 from .verify import allowed, rule
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")

@@ -15,8 +15,9 @@ from .case import Case
 from .contender import classify
 from .gpu_check_kernels import DTYPES, kernels_of, worst_errors
 from .peers.ours import output_layer
-from .problems import Softmax, problem, results
-from .task import Results
+from .problems import problem
+from .task import Results, results
+from .words import Softmax
 
 ALL_WORDS = "softmax CUDA, all words"
 KERNELS = {"softmax CUDA": "cuda", "softmax Triton": "triton", ALL_WORDS: "cuda"}

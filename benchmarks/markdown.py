@@ -75,12 +75,14 @@ def layers(run: Run) -> str:
 
 def outputs(run: Run) -> str:
     """Training steps of output layers beside the full softmax."""
-    return _of_words(run, lambda case: case.mode == "fwdbwd" and case.counts == "zipf")
+    plain = ("fwdbwd", "zipf", "random")
+    return _of_words(run, lambda case: (case.mode, case.counts, case.inputs) == plain)
 
 
 def scores(run: Run) -> str:
-    """The same over uniform words, and inference."""
-    return _of_words(run, lambda case: case.mode == "infer" or case.counts != "zipf")
+    """Other words and inputs, and inference."""
+    plain = ("fwdbwd", "zipf", "random")
+    return _of_words(run, lambda case: (case.mode, case.counts, case.inputs) != plain)
 
 
 def _of_words(run: Run, wanted: Callable[[Case], bool]) -> str:
@@ -96,8 +98,11 @@ def _of_words(run: Run, wanted: Callable[[Case], bool]) -> str:
         for row in rows:
             if row.status == "ok" and not row.twin:
                 again = "1" if row is base else speed(base, row, rows)
-                body.append([what, row.peer, _ms(row), again])
-    return f"{grid(['case', 'output layer', 'ms', 'speed-up'], body)}\n\n{source(run)}."
+                loss = "" if row.loss is None else f"{row.loss:.2f}"
+                memory = "" if row.peak is None else f"{row.peak / 2**20:.0f} MiB"
+                body.append([what, row.peer, _ms(row), again, loss, memory])
+    heads = ["case", "output layer", "ms", "speed-up", "loss", "memory"]
+    return f"{grid(heads, body)}\n\n{source(run)}."
 
 
 def others(run: Run) -> str:

@@ -80,7 +80,7 @@ def speedups(groups: list[tuple[Case, list[Row]]]) -> str:
     if not bars:
         return ""
     low = min(1.0, *(b[2][1] for b in bars)) * 0.9
-    high = max(1.0, *(b[2][2] for b in bars), *(b[1].goal or 1 for b in bars)) * 1.05
+    high = max(1.0, *(b[2][2] for b in bars), *(_goal(b[1]) or 1 for b in bars)) * 1.05
     room = WIDTH - 62
 
     def at(value: float) -> float:
@@ -106,10 +106,15 @@ def speedups(groups: list[tuple[Case, list[Row]]]) -> str:
             f'<path class="edge" d="M{at(lower):.1f} {y + 22}H{at(upper):.1f}'
             f'M{at(lower):.1f} {y + 19}v6M{at(upper):.1f} {y + 19}v6"/>'
         )
-        if row.goal:
-            parts.append(f'<path class="goal" d="M{at(row.goal):.1f} {y + 13}v18"/>')
+        if goal := _goal(row):
+            parts.append(f'<path class="goal" d="M{at(goal):.1f} {y + 13}v18"/>')
         parts.append(text(WIDTH, y + 26, f"{point:.2f}x", anchor="end"))
     return svg(tall + 18, "Speed-up of each row over the baseline", parts)
+
+
+def _goal(row: Row) -> float | None:
+    """Where the goal's mark is, if it is one beside the baseline."""
+    return None if row.goal_of else row.goal
 
 
 def series(run: Run, axis: str) -> list[tuple[str, list[Case]]]:

@@ -10,6 +10,7 @@ from .case import Case
 from .timing import quartiles
 
 SCHEMA = 1
+FULL = "the fastest full softmax"
 FOLDER = Path(__file__).parent / "results"
 
 STATUSES = {
@@ -44,7 +45,9 @@ class Row:
         ours: whether the peer is this package.
         baseline: whether it is what the others of its case are compared with.
         twin: whether it is a second copy of ours, which shows the noise.
-        goal: the ratio to the baseline that was set as a goal.
+        loss: what the model's loss is on these inputs; None: it has none.
+        goal: how many times as fast as the baseline it should be, or as ``goal_of``.
+        goal_of: another peer; ``FULL``: the fastest of those that compute the full softmax.
         condition: clock and temperature after it, on a GPU.
     """
 
@@ -61,7 +64,9 @@ class Row:
     ours: bool = False
     baseline: bool = False
     twin: bool = False
+    loss: float | None = None
     goal: float | None = None
+    goal_of: str = ""
     condition: dict[str, float] | None = None
 
     @property

@@ -16,7 +16,7 @@ from .peers import PEERS
 from .problems import problem
 from .progress import Progress
 from .results import Row, Run
-from .suites import BASELINES, GOALS
+from .suites import BASELINES, GOALS, NONE
 from .timing import alternate
 
 
@@ -44,8 +44,9 @@ class Plan:
         for case in self.cases:
             names = [n for n in self.peers[case.op] if PEERS[n].takes_part(case)]
             for name in names:
-                goal = GOALS.get((case, name))
-                rows.append(Row(case, name, ours=PEERS[name].ours, goal=goal))
+                goal = GOALS.get((case, name), NONE)
+                row = Row(case, name, ours=PEERS[name].ours, goal=goal.least, goal_of=goal.of)
+                rows.append(row)
             ours = [name for name in names if PEERS[name].ours]
             if self.twin and ours:
                 rows.append(Row(case, ours[0], ours=True, twin=True))
@@ -131,7 +132,7 @@ def take(timed: list[tuple[Row, Built]], plan: Plan) -> None:
         for (row, built), taken in zip(timed, samples, strict=True):
             row.status, row.samples = "ok", taken
             row.error, row.bound = built.verdict.error, built.verdict.bound
-            row.peak, row.flops = built.peak, built.flops
+            row.peak, row.flops, row.loss = built.peak, built.flops, built.verdict.loss
             row.reason = PEERS[row.peer].note if row.peer in PEERS else ""
             row.device_samples = built.device_samples(plan.seconds)
             row.condition = gpu.condition() if row.case.device == "cuda" else None

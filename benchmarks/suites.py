@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from fusedrnn.cells import CELLS
 
 from .case import Case
+from .results import FULL
 
 LAYERS = ("torch.nn", "fusedrnn", "fusedrnn padded")
 CELL_LOOPS = ("torch.nn cell", "fusedrnn cell")
 OUTPUT_LAYERS = (
     "linear+cross_entropy",
     "AdaptiveLogSoftmax",
+    "padded-path Huffman",
     "gensim",
+    "fusedrnn flat",
     "fusedrnn two-level",
     "fusedrnn two-level sparse",
     "fusedrnn Huffman",
@@ -42,6 +45,7 @@ GPU_OUTPUT_LAYERS = (
     *OUTPUT_LAYERS,
     "F.linear_cross_entropy",
     "compiled linear+cross_entropy",
+    "compiled AdaptiveLogSoftmax",
     "Cut Cross-Entropy",
     "Liger",
     "quack",
@@ -104,10 +108,13 @@ VARIANTS = (
 )
 OUTPUT_SHAPES = ((10_000, 200, 700), (100_000, 512, 1024))  # V, H, N
 OUTPUTS = tuple(Case("softmax", "", "fwdbwd", shape) for shape in OUTPUT_SHAPES)
-SCORES = tuple(
-    Case(op, "", "infer", shape)
-    for op in ("log_prob", "topk")
-    for shape in ((10_000, 200, 1), (10_000, 200, 20), (100_000, 512, 64))
+REAL = Case("softmax", "", "fwdbwd", (33_000, 512, 1024), counts="brown")
+SCORE_SHAPES = ((10_000, 200, 1), (10_000, 200, 20), (100_000, 512, 64))
+SCORES = tuple(Case("log_prob", "", "infer", s) for s in (*SCORE_SHAPES, (100_000, 512, 256)))
+SEARCHES = tuple(
+    Case("topk", "", "infer", shape, inputs=inputs)
+    for shape in ((100_000, 512, 1), *SCORE_SHAPES)
+    for inputs in ("random", "peaked")
 )
 CURVES = tuple(
     _layer(cell, shape)
@@ -130,6 +137,7 @@ QUICK = (
     *(Case("softmax", "", mode, (400, 64, 50)) for mode in ("fwdbwd", "infer")),
     Case("softmax", "", "fwdbwd", (400, 64, 50), counts="uniform"),
     *(Case(op, "", "infer", (400, 64, 50)) for op in ("log_prob", "topk")),
+    *(Case(op, "", "infer", (400, 64, 50), inputs="peaked") for op in ("softmax", "topk")),
 )
 
 FAMILY_CELLS = (
@@ -186,9 +194,12 @@ SUITES = {
         "output layers with every peer: training, inference, all words scored, the best words",
         (
             *OUTPUTS,
+            REAL,
             *(case.on(counts="uniform") for case in OUTPUTS),
+            *(case.on(inputs="peaked") for case in OUTPUTS),
             *(case.on(mode="infer") for case in OUTPUTS),
             *SCORES,
+            *SEARCHES,
         ),
         GPU_PEERS,
     ),
@@ -204,8 +215,24 @@ SUITES = {
 """Every suite by its name."""
 
 
-def _goals() -> dict[tuple[Case, str], float]:
-    """Ratios to the baseline set as goals for two cores, float32."""
+@dataclass(frozen=True)
+class Goal:
+    """How fast a row should be.
+
+    Attributes:
+        least: how many times as fast as ``of``; None: there is no goal.
+        of: another peer, or ``FULL``; empty: the baseline.
+    """
+
+    least: float | None
+    of: str = ""
+
+
+NONE = Goal(None)
+
+
+def _goals() -> dict[tuple[Case, str], Goal]:
+    """Those set for two cores, in float32, and for an H200."""
     train = {
         "gru": (15, 3, 2.5, 1.6, 1.4),
         "lstm": (5, 1.3, 1.25, 1.0, 1.2),
@@ -214,19 +241,46 @@ def _goals() -> dict[tuple[Case, str], float]:
     goals = {}
     for cell, ratios in train.items():
         for shape, least in zip(SHAPES, ratios, strict=True):
-            goals[_layer(cell, shape), "fusedrnn"] = least
-            goals[_layer(cell, shape, "infer"), "fusedrnn"] = 2.0 if shape[1] == 1 else 1.0
-    goals |= {(case, "fusedrnn"): 5.0 for case in FAMILY}  # the eager loop
+            goals[_layer(cell, shape), "fusedrnn"] = Goal(least)
+            alone = shape[1] == 1
+            goals[_layer(cell, shape, "infer"), "fusedrnn"] = Goal(2.0 if alone else 1.0)
+    goals |= {(case, "fusedrnn"): Goal(5.0) for case in FAMILY}  # of the eager loop
+    return goals | _goals_of_outputs() | _goals_on_a_gpu()
+
+
+def _goals_of_outputs() -> dict[tuple[Case, str], Goal]:
     small, large = OUTPUT_SHAPES
-    for shape, peer, least in (
-        (large, "fusedrnn two-level", 25),
-        (large, "fusedrnn Huffman", 80),
-        (large, "fusedrnn Huffman sparse", 200),
-        (small, "fusedrnn two-level", 12),
-        (small, "fusedrnn Huffman", 35),
-    ):
-        goals[Case("softmax", "", "fwdbwd", shape), peer] = least
+    goals = {
+        (Case("softmax", "", "fwdbwd", shape), peer): Goal(least)
+        for shape, peer, least in (
+            (large, "fusedrnn two-level", 25),
+            (large, "fusedrnn Huffman", 80),
+            (large, "fusedrnn Huffman sparse", 200),
+            (small, "fusedrnn two-level", 12),
+            (small, "fusedrnn Huffman", 35),
+        )
+    }
+    single = Case("topk", "", "infer", (100_000, 512, 1), inputs="peaked")
+    goals[single, "fusedrnn two-level"] = Goal(8)
+    for case in SCORES:
+        if case.shape[0] == 100_000:
+            goals[case, "fusedrnn adaptive"] = Goal(2, "AdaptiveLogSoftmax")
+    return goals
+
+
+def _goals_on_a_gpu() -> dict[tuple[Case, str], Goal]:
+    goals = {}
+    two_level = {1024: 3.5, 4096: 12, 16_384: 25}
+    for case in GPU_OUTPUTS:
+        V, _, N = case.shape
+        if V != 100_000 or case.dtype != "bfloat16":
+            continue
+        goals[case, "fusedrnn two-level"] = Goal(two_level[N], FULL)
+        if N in (1024, 4096):
+            goals[case, "fusedrnn Huffman"] = Goal({1024: 7, 4096: 18}[N], FULL)
+        goals[case, "fusedrnn adaptive"] = Goal(2.5, "AdaptiveLogSoftmax")
     return goals
 
 
 GOALS = _goals()
+"""By case and peer."""

@@ -3,10 +3,16 @@
 from collections.abc import Callable, Iterable
 
 from .case import Case
-from .results import Row, Run, ratio
+from .results import FULL, Row, Run, ratio
+
+FULL_PEERS = (
+    "linear+cross_entropy", "compiled linear+cross_entropy", "F.linear_cross_entropy",
+    "Cut Cross-Entropy", "Liger", "quack",
+)  # fmt: skip
+"""Losses of all words by others."""
 
 HEADS = ("case", "peer", "ms", "IQR", "noise", "GFLOP/s", "peak", "speed-up", "95%", "goal")
-HEADS += ("memory", "error")
+HEADS += ("loss", "memory", "error")
 
 LEGEND = """\
 ms        median time of one call; IQR: its interquartile range as a share of it
@@ -15,6 +21,7 @@ GFLOP/s   of the products alone; peak: as a share of the ceiling measured at the
 speed-up  how many times faster than the baseline (marked =), with a 95% bootstrap interval;
           ~ within the noise: the interval holds 1, or two copies of ours differ as much
 goal      the speed-up that was set as a goal: met or missed
+loss      of the model on these inputs; weights are random: what is computed, not learned
 memory    most bytes in use during a call, of the baseline's
 error     largest relative error against float64, of what the error rule allows"""
 
@@ -59,11 +66,27 @@ def cells(rows: list[Row], row: Row, peaks: dict[str, float]) -> list[str]:
         point, low, high = ratio(baseline.samples, row.samples)
         mark = "~" if within_noise(point, low, high, noise(rows)) else ""
         line += [f"{mark}{point:.2f}x", f"{low:.2f}-{high:.2f}", ""]
-        if row.goal:
-            line[-1] = f">={row.goal:g} {'met' if point >= row.goal else 'MISSED'}"
+    if row.goal and (reached := attained(rows, row)):
+        line[-1] = f">={row.goal:g} {'met' if reached >= row.goal else 'MISSED'}"
+    line.append("" if row.loss is None else f"{row.loss:.2f}")
     line.append(_memory(row, baseline))
     line.append("" if row.error is None else _error(row))
     return line
+
+
+def attained(rows: list[Row], row: Row) -> float | None:
+    """The ratio that a row's goal is about; None: who it is compared with was not timed."""
+    timed = [other for other in rows if other.status == "ok" and not other.twin]
+    if row.goal_of == FULL:
+        of = [r for r in timed if r.peer in FULL_PEERS]
+    else:
+        of = [r for r in timed if r.peer == row.goal_of or (not row.goal_of and r.baseline)]
+    return ratio(min(of, key=lambda r: r.median).samples, row.samples)[0] if of else None
+
+
+def goal_text(row: Row) -> str:
+    """A goal in words."""
+    return f"goal {row.goal:g}x{f' of {row.goal_of}' if row.goal_of else ''}"
 
 
 def _memory(row: Row, baseline: Row | None) -> str:
@@ -142,13 +165,11 @@ def summary(run: Run) -> list[str]:
     text = [f"Slower than the fastest peer in {len(lost)} of {len(timed)} cases."]
     text += [f"  {line}" for line in lost]
     missed = [
-        f"  {case.name}: {row.peer} {point:.2f}x, goal {row.goal:g}x"
+        f"  {case.name}: {row.peer} {point:.2f}x, {goal_text(row)}"
         for case, rows in timed
         for row in rows
-        if row.goal
-        and row.status == "ok"
-        and any(r.baseline for r in rows)
-        and (point := ratio(next(r for r in rows if r.baseline).samples, row.samples)[0]) < row.goal
+        if row.goal and row.status == "ok"
+        if (point := attained(rows, row)) and point < row.goal
     ]
     goals = sum(row.goal is not None for row in run.rows)
     if goals:

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from .case import Case
 
 Results = dict[str, Tensor]
 
@@ -33,3 +37,29 @@ class Task:
     truth: Callable[[], Results] | None = None
     step: Callable[[], None] | None = None
     flops: int | None = None
+
+
+class Asking(Protocol):
+    """What a problem says of how its tasks are run."""
+
+    case: Case
+
+    def grad(self, outputs: Results) -> Tensor | None:
+        """What backward starts from."""
+
+
+def results(task: Task, of: Asking, dtype: torch.dtype | None = None) -> Results:
+    """Outputs and, unless the case is inference, the gradients of every leaf, by name."""
+    if of.case.mode == "infer":
+        with torch.no_grad():
+            return task.forward()
+    out = task.forward()
+    start = of.grad(out)
+    start = start if start is None or dtype is None else start.to(dtype)
+    leaves = list(task.leaves.values())
+    # torch's adaptive softmax leaves out the clusters that no token met: zeros, then.
+    grads = torch.autograd.grad(next(iter(out.values())), leaves, start, materialize_grads=True)
+    named = zip(task.leaves, grads, strict=True)
+    return {name: t.detach() for name, t in out.items()} | {
+        f"d{name}": task.restore(name, g.to_dense() if g.is_sparse else g) for name, g in named
+    }

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .problems import Problem, results
-from .task import Task
+from .problems import Problem
+from .task import Task, results
 
 
 def _rule() -> object:
@@ -36,11 +36,13 @@ class Verdict:
             returns nothing that could be compared.
         bound: what the rule allows that one.
         wrong: what breaks the rule, in words, or None.
+        loss: of a task that has one, its value: models differ, and with them what they reach.
     """
 
     error: float | None
     bound: float | None
     wrong: str | None
+    loss: float | None = None
 
 
 def verify(task: Task, problem: Problem) -> Verdict:
@@ -65,7 +67,8 @@ def verify(task: Task, problem: Problem) -> Verdict:
         worst = max(worst, (error / bound if bound else math.inf, error, bound))
     if not shared:
         wrong = f"nothing to compare: it returns {', '.join(got) or 'nothing'}"
-    return Verdict(worst[1], worst[2] if math.isfinite(worst[2]) else None, wrong)
+    loss = float(got["loss"]) if "loss" in got else None
+    return Verdict(worst[1], worst[2] if math.isfinite(worst[2]) else None, wrong, loss)
 
 
 def allowed(theirs: float, problem: Problem) -> float:

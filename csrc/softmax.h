@@ -138,10 +138,11 @@ struct SoftmaxSearch {
   const void* root;     // [N, rows of the root]  wide: its logits
   int64_t k;
   const double* uniform;  // [N] in [0, 1): draw a word; null: search
+  int64_t budget;         // of a search: rows below the root that a token may cost
   double scale;           // of all logits: 1 / temperature
   void* log_prob;         // [N, k]  wide
   int64_t* words;         // [N, k]
-  int64_t* rows;          // [N]     logits that were computed
+  int64_t* rows;          // [N]     logits that were computed, or -1: the budget did not suffice
 };
 
 // They return null when all is well, else what is wrong.

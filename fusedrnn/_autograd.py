@@ -97,15 +97,17 @@ class SequenceBackward(torch.autograd.Function):
             reset = None if mask is None else Reset(mask, *anew)
             outs = reference.sequence(ctx.cell, x, _weights(leaves), h0, c0, lengths, reset)
             wanted = [i for i, dd in enumerate(ddleaves) if dd is not None]
-            grads = _grad(outs, [leaves[i] for i in wanted], douts, True)
+            grads = grad_of(outs, [leaves[i] for i in wanted], douts, True)
             where = [i for i, n in enumerate(needed) if n]
-            seconds = _grad(grads, [roots[i] for i in where], [ddleaves[i] for i in wanted], graph)
+            seconds = grad_of(
+                grads, [roots[i] for i in where], [ddleaves[i] for i in wanted], graph
+            )
         found = dict(zip(where, seconds, strict=True))
         second = [found.get(i) for i in range(len(roots))]
         return None, None, None, *second[:3], *[None] * 6, *second[3:]
 
 
-def _grad(
+def grad_of(
     outputs: Iterable[Tensor | None],
     inputs: list[Tensor],
     douts: Iterable[Tensor | None],

@@ -29,8 +29,7 @@ class Builders:
         Args:
             n: how many words, at least 2.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-            raise ValueError(f"n is {n!r}; a hierarchy needs an int, at least 2 words")
+        n = _given.integer(n, "n", 2, 1 << 31, "the number of words")
         return cls._built(
             _trees.two_level(torch.zeros(n, dtype=torch.int64), torch.arange(n)), "flat", None
         )
@@ -117,7 +116,7 @@ class Builders:
         if (bad := (~rows.isfinite().all(1)).nonzero()).numel():
             raise ValueError(f"vectors[{int(bad[0])}] is not finite")
         n = _class_count(n, len(rows))
-        _given.integer(rounds, "rounds", 1, 1 << 31, "the number of rounds")
+        rounds = _given.integer(rounds, "rounds", 1, 1 << 31, "the number of rounds")
         return cls.from_clusters(_clusters.kmeans(rows, n, rounds, seed), counts)
 
     @classmethod
@@ -153,7 +152,7 @@ class Builders:
         if bits is not None:
             if found is None:
                 raise ValueError(f"bits is {bits}, but {file} has no Brown clusters")
-            _given.integer(bits, "bits", 1, 1 << 31, "the number of leading bits")
+            bits = _given.integer(bits, "bits", 1, 1 << 31, "the number of leading bits")
             clusters = [path[:bits] for path in clusters]
         elif found is not None:
             return cls.from_paths(_given.with_places(clusters), counts)
@@ -225,9 +224,8 @@ class Builders:
         Raises:
             ValueError: n, arity or counts out of range.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-            raise ValueError(f"n is {n!r}; a hierarchy needs an int, at least 2 words")
-        _given.integer(arity, "arity", 2, n, "the branches of a node")
+        n = _given.integer(n, "n", 2, 1 << 31, "the number of words")
+        arity = _given.integer(arity, "arity", 2, n, "the branches of a node")
         values = None if counts is None else _given.checked_counts(counts, n)
         kind = "balanced" if arity == 2 else f"{arity}-ary"
         return cls._built(_trees.balanced(n, arity), kind, values)
@@ -326,8 +324,8 @@ class Builders:
             ('two-level', True)
         """
         values = _given.checked_counts(counts)
-        _given.integer(hidden, "hidden", 1, 1 << 31, "the features of an input")
-        _given.integer(tokens, "tokens", 1, 1 << 62, "the tokens of a step")
+        hidden = _given.integer(hidden, "hidden", 1, 1 << 31, "the features of an input")
+        tokens = _given.integer(tokens, "tokens", 1, 1 << 62, "the tokens of a step")
         if not kinds or not set(kinds) <= set(_cost.KINDS):
             known = ", ".join(map(repr, _cost.KINDS))
             raise ValueError(f"kinds is {tuple(kinds)!r}; it may hold {known}")

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import operator
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 
 import torch
@@ -14,16 +16,22 @@ Paths = Sequence[str] | Sequence[Sequence[int]]
 
 
 def integer(value: object, name: str, low: int, high: int, what: str) -> int:
-    """``value`` if it is an int in low..high."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    """``value`` as an int in low..high: an int, or what numpy and torch have for one."""
+    number = None
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            number = operator.index(value)
+    if number is None or not low <= number <= high:
         raise ValueError(f"{name} is {value!r}; {what} must be an int in {low}..{high}")
-    return value
+    return number
 
 
 def checked_counts(counts: Counts, words: int | None = None) -> Tensor:
     """Counts as a CPU tensor, with the floor for words never seen."""
     try:
         given = torch.as_tensor(counts).detach().cpu()
+        if given.dtype == torch.get_default_dtype() and isinstance(counts, Sequence):
+            given = torch.as_tensor(counts, dtype=torch.float64)  # as exact as Python's floats
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"counts must be a 1-D sequence of numbers: {error}") from error
     if given.ndim != 1 or len(given) < 2 or given.is_complex() or given.dtype == torch.bool:
@@ -45,7 +53,10 @@ def checked_counts(counts: Counts, words: int | None = None) -> Tensor:
 
 def checked_ids(values: Sequence[int] | Tensor, name: str, what: str) -> Tensor:
     """A 1-D tensor of at least 2 ints on the CPU."""
-    ids = torch.as_tensor(values).detach().cpu()
+    try:
+        ids = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a 1-D list of ints, {what}: {error}") from error
     if ids.ndim != 1 or len(ids) < 2 or ids.is_floating_point() or ids.is_complex():
         raise ValueError(
             f"{name} has dtype {ids.dtype} and shape {tuple(ids.shape)}; it must be a 1-D list of "
@@ -117,7 +128,10 @@ def _steps(paths: Paths) -> tuple[Tensor, Tensor]:
     """Paths as a matrix, -1 where they have ended, and their lengths."""
     if len(paths) < 2:
         raise ValueError(f"paths has {len(paths)} words; at least 2 are needed")
-    length = torch.tensor([len(path) for path in paths])
+    try:
+        length = torch.tensor([len(path) for path in paths])
+    except TypeError as error:
+        raise ValueError(f"paths must hold a string or a list for each word: {error}") from error
     if (bad := (length == 0).nonzero()).numel():
         raise ValueError(f"paths[{int(bad[0])}] is empty; every word needs a branch at the root")
     try:

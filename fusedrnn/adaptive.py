@@ -10,7 +10,7 @@ from . import _given, _trees, softmax_reference, softmax_score
 from ._trees import Tree
 from .reference import state_dtype
 from .softmax import HierarchicalSoftmaxOutput, checked_reduction, reduced
-from .softmax_layer import check_input, check_target, operands
+from .softmax_layer import check_ignore_index, check_input, check_target, operands
 from .softmax_ops import Training, target_log_prob
 
 _BLOCK = 64
@@ -77,7 +77,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
     ) -> None:
         super().__init__(in_features, n_classes, cutoffs, div_value, head_bias, device, dtype)
         self._make_trees()
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = checked_reduction(reduction)
         rank = None
         if counts is not None:
@@ -124,12 +124,12 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             branch_node=self._no_nodes[:words],
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> HierarchicalSoftmaxOutput:
-        """The log-probability of every target, and the loss.
+    def forward(self, input_: Tensor, target_: Tensor) -> HierarchicalSoftmaxOutput:
+        """The log-probability of every target, and the loss. The names are torch's.
 
         Args:
-            input: ``[N, in_features]``, ``[in_features]``, or with more leading dimensions.
-            target: int64 words, of input's leading dimensions.
+            input_: ``[N, in_features]``, ``[in_features]``, or with more leading dimensions.
+            target_: int64 words, of input's leading dimensions.
 
         Returns:
             A named tuple, both in input's dtype: ``output``, of target's shape, and ``loss``, a
@@ -142,6 +142,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                 is a RuntimeError.
             RuntimeError: the backend asked for cannot serve the call.
         """
+        input, target = input_, target_
         self._check(input)
         check_target(target, input, self.n_classes, self.ignore_index)
         flat = target.reshape(-1)

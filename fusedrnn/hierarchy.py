@@ -85,6 +85,8 @@ class Hierarchy(Builders):
         rows, depth = _trees.paths(tree)  # of each leaf's path, by rank
         self._tree = tree
         self._kind = kind
+        # As ints, which a compiled graph has for constants.
+        self._rows, self._root_rows = int(tree.node_rows[-1]), int(tree.node_rows[1])
         self._max_path_rows = int(rows.max())
         self._depth = int(depth.max())
         weight = torch.ones(len(rows)) if counts is None else counts
@@ -104,12 +106,12 @@ class Hierarchy(Builders):
     @property
     def rows(self) -> int:
         """How many rows the weight matrix has."""
-        return int(self._tree.node_rows[-1])
+        return self._rows
 
     @property
     def root_rows(self) -> int:
         """How many of them are the root's; they come first."""
-        return int(self._tree.node_rows[1])
+        return self._root_rows
 
     @property
     def depth(self) -> int:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import softmax_score
+from . import softmax_flat, softmax_score
+from ._given import integer
 from .hierarchy import Hierarchy
-from .softmax_layer import TreeLayer, check_target, check_words
+from .softmax_layer import TreeLayer, check_ignore_index, check_target, check_words
 from .softmax_ops import Training, softmax_limits, target_log_prob
 
 __all__ = ["HierarchicalSoftmax", "HierarchicalSoftmaxOutput", "Sample", "TopK", "softmax_limits"]
@@ -138,9 +139,11 @@ class HierarchicalSoftmax(TreeLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, hierarchy, bias, device, dtype)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignore_index(ignore_index)
         self.reduction = checked_reduction(reduction)
         if word_weight is not None:
+            if not isinstance(word_weight, Tensor):
+                raise TypeError(f"word_weight is {type(word_weight).__name__}; it must be a tensor")
             if word_weight.shape != (hierarchy.words,) or not word_weight.is_floating_point():
                 raise ValueError(
                     f"word_weight is {tuple(word_weight.shape)}, {word_weight.dtype}; it must be "
@@ -250,7 +253,8 @@ class HierarchicalSoftmax(TreeLayer):
 
         What is below a node is no more probable than the node: nodes are taken in order of their
         probability until the k-th best word is more probable than the best node left. Confident
-        models need few rows; with all words alike probable, all rows are needed.
+        models need few rows. Where a token would need so many that a product for all words is
+        faster, its words are all scored: the answer is the same, and at most its last bits differ.
 
         Args:
             input: as in :meth:`log_prob`.
@@ -259,14 +263,13 @@ class HierarchicalSoftmax(TreeLayer):
         Returns:
             A named tuple: ``log_prob``, in input's dtype, and ``words``, ``[N, k]``, the best first
             and of equals the one of lower id; ``rows`` ``[N]``, how many rows of the weight were
-            needed for each token (on a GPU and with the reference backend: all). No gradients.
+            evaluated for each token (on a GPU and with the reference backend: all). No gradients.
 
         Raises:
             ValueError: k is out of range, or as in :meth:`log_prob`.
         """
         self._check_input(input)
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.hierarchy.words:
-            raise ValueError(f"k is {k!r}; it must be an int in 1..{self.hierarchy.words}")
+        k = integer(k, "k", 1, self.hierarchy.words, "the number of words")
         x, weight, bias, dtype = self._operands(input)
         log_p, words, rows = softmax_score.topk(
             x.reshape(-1, self.in_features), weight, bias, self._tree(), self.hierarchy.depth,
@@ -352,12 +355,15 @@ class HierarchicalSoftmax(TreeLayer):
     ) -> tuple[Tensor, Tensor, torch.dtype]:
         """Log p and the objective ``[N]`` as computed, and the dtype to return."""
         x, weight, bias, dtype = self._operands(input, sparse)
+        x, tree = x.reshape(-1, self.in_features), self._tree()
+        if not sparse and softmax_flat.serves(self.hierarchy, x):
+            return *softmax_flat.log_prob(x, weight, bias, target, tree.leaf_rank, training), dtype
         output, objective = target_log_prob(
-            x.reshape(-1, self.in_features),
+            x,
             weight,
             bias,
             target,
-            self._tree(),
+            tree,
             self.hierarchy.max_path_rows,
             self.hierarchy.depth,
             training=training,

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ._given import integer
 from ._trees import Tree
 from .hierarchy import Hierarchy
-from .softmax_ops import SparseGradCast
+from .softmax_ops import DTYPES, SparseGradCast
 
 
 class TreeLayer(nn.Module):
@@ -30,15 +31,18 @@ class TreeLayer(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if isinstance(in_features, bool) or not isinstance(in_features, int) or in_features < 1:
-            raise ValueError(f"in_features is {in_features!r}; it must be an int >= 1")
+        in_features = integer(in_features, "in_features", 1, 1 << 31, "the size of an input")
         if not isinstance(hierarchy, Hierarchy):
+            of_best = hasattr(hierarchy, "hierarchy")  # what Hierarchy.best returns has it
             raise TypeError(
                 f"hierarchy is {type(hierarchy).__name__}; it must be a fusedrnn.Hierarchy, "
-                "for example fusedrnn.Hierarchy.classes(counts)"
+                f"{'its .hierarchy' if of_best else 'such as fusedrnn.Hierarchy.classes(counts)'}"
             )
         self.in_features = in_features
         self.hierarchy = hierarchy
+        if dtype not in (None, *DTYPES):
+            known = ", ".join(map(str, DTYPES))
+            raise TypeError(f"dtype is {dtype}; it must be one of {known}")
         new = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(hierarchy.rows, in_features, **new))
         self.register_parameter(
@@ -195,6 +199,8 @@ def check_words(
     # The kernel checks too, but cannot raise IndexError; a compiled graph has only that.
     if given.device.type != "cpu" or torch.compiler.is_compiling() or not given.numel():
         return
+    if torch._C._are_functorch_transforms_active():  # vmap cannot look at values
+        return
     low, high = given.aminmax()
     if low >= 0 and high < words:
         return
@@ -204,3 +210,8 @@ def check_words(
     if (bad := given[outside]).numel():
         also = "" if ignored is None else f", and ignore_index is {ignored}"
         raise IndexError(f"{name} holds {int(bad[0])}; there are the words 0..{words - 1}{also}")
+
+
+def check_ignore_index(ignore_index: int) -> int:
+    """``ignore_index`` if it is an int."""
+    return integer(ignore_index, "ignore_index", -(1 << 63), (1 << 63) - 1, "the target of no word")

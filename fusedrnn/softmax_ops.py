@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _backend, _native, softmax_reference
+from ._second_order import differentiable
 from ._trees import Tree
 from .reference import state_dtype
 from .triton.softmax import plan_size
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TREE = (
     "Tensor leaf_rank, Tensor node_rows, Tensor node_branches, "
     "Tensor branch_leaf, Tensor branch_node"
@@ -180,32 +182,52 @@ class TargetLogProb(torch.autograd.Function):
         output, objective, saved, plan = _op("forward", backend)(
             input, weight, bias, target, *tree, path_rows, depth, *training, True
         )
-        ctx.backend, ctx.ignore_index, ctx.sparse = backend, training.ignore_index, sparse
-        ctx.save_for_backward(input, weight, target, saved, plan, *tree)
+        ctx.backend, ctx.training, ctx.depth, ctx.sparse = backend, training, depth, sparse
+        ctx.save_for_backward(input, weight, bias, target, saved, plan, *tree)
         if training.plain:
             return output
         ctx.mark_non_differentiable(output)
         return output, objective
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Run the backward op; it writes only what is needed."""
-        input, weight, target, saved, plan, *tree = ctx.saved_tensors
-        needs, given = ctx.needs_input_grad[1:4], (input, weight, target, *tree, saved, plan)
-        met = None
-        if ctx.sparse and ctx.backend != "cpu":
-            met = _rows_met(plan, Tree(*tree), len(weight))
-        dinput, dweight, dbias, rows = _op("backward", ctx.backend)(
-            grads[-1], *given, ctx.ignore_index, *needs, ctx.sparse, met
-        )
-        if ctx.sparse:
-            rows = rows if met is None else met
-            dweight = _row_sparse(rows, dweight, weight.shape) if needs[1] else None
-            dbias = _row_sparse(rows, dbias, weight.shape[:1]) if needs[2] else None
-        of = (dinput, dweight, dbias)
-        grads = (g if need else None for g, need in zip(of, needs, strict=True))
-        return None, *grads, *[None] * 10
+        input, weight, bias, target, saved, plan, *tree = ctx.saved_tensors  # once: checkpointing
+        tree, leaves, needs = Tree(*tree), (input, weight, bias), ctx.needs_input_grad[1:4]
+
+        def kernel() -> tuple[Tensor | None, ...]:
+            given = (grads[-1], input, weight, target, *tree, saved, plan)
+            return _kernel_gradients(ctx.backend, given, tree, ctx.training, needs, ctx.sparse)
+
+        def reference(*leaves: Tensor | None) -> Tensor:
+            return softmax_reference.target_log_prob(
+                *leaves, target, tree, ctx.depth, *ctx.training
+            )[1]
+
+        return None, *differentiable(kernel, reference, grads[-1], *leaves), *[None] * 10
+
+
+def _kernel_gradients(
+    backend: str,
+    given: tuple[Tensor, ...],
+    tree: Tree,
+    training: Training,
+    needs: tuple[bool, ...],
+    sparse: bool,
+) -> tuple[Tensor | None, ...]:
+    """Of input, weight and bias, by the backward op of a backend."""
+    _, _, weight, *_, plan = given
+    met = _rows_met(plan, tree, len(weight)) if sparse and backend != "cpu" else None
+    dinput, dweight, dbias, rows = _op("backward", backend)(
+        *given, training.ignore_index, *needs, sparse, met
+    )
+    if sparse:
+        rows = rows if met is None else met
+        dweight = _row_sparse(rows, dweight, weight.shape) if needs[1] else None
+        dbias = _row_sparse(rows, dbias, weight.shape[:1]) if needs[2] else None
+    return tuple(
+        g if need else None for g, need in zip((dinput, dweight, dbias), needs, strict=True)
+    )
 
 
 class SparseGradCast(torch.autograd.Function):
@@ -249,7 +271,7 @@ def softmax_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
         dtype: that of input and weight.
     """
     reason = None
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in DTYPES:
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
     return {"cpu": reason, "cuda": reason, "triton": reason}
 

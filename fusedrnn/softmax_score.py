@@ -7,10 +7,11 @@ drawn at random, from the rows of few nodes. Sizes are as in ``softmax_ops.py``.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import _backend, _native, softmax_reference
+from ._second_order import differentiable
 from ._trees import Tree
+from .reference import state_dtype
 from .softmax_ops import TREE, softmax_limits
 
 _native.LIBRARY.define(f"hierarchical_log_softmax.native(Tensor logits, {TREE}) -> Tensor")
@@ -22,8 +23,26 @@ _native.LIBRARY.define(
 )
 _native.LIBRARY.define(
     "hierarchical_softmax_search.native(Tensor root, Tensor input, Tensor weight, Tensor? bias, "
-    f"Tensor? uniform, {TREE}, int k, float scale) -> (Tensor log_prob, Tensor words, Tensor rows)"
+    f"Tensor? uniform, {TREE}, int k, int budget, float scale) "
+    "-> (Tensor log_prob, Tensor words, Tensor rows)"
 )
+_native.LIBRARY.define(
+    f"hierarchical_softmax_topk(Tensor input, Tensor weight, Tensor? bias, {TREE}, int root_rows, "
+    "int k) -> (Tensor log_prob, Tensor words, Tensor rows)"
+)
+
+_BLOCK = 64
+"""Tokens whose words are all scored at a time: 25 MB of logits at V = 100,000."""
+
+
+def _budget(rows: int, tokens: int) -> int:
+    """Rows below the root that a search may cost before a product scores all words instead.
+
+    As many as take as long as the token's share of the product, so that both together take at most
+    twice as long as the better one. A product reads the weight once for all tokens, and computes a
+    row in a tenth of what reading it in a search takes (docs/notebook-cpu.md, Search).
+    """
+    return max(1 << 12, rows // 10 + rows // max(tokens, 1))
 
 
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax.native")
@@ -49,10 +68,20 @@ def _fake_search(
     branch_leaf: Tensor,
     branch_node: Tensor,
     k: int,
+    budget: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     N = input.shape[0]
     return root.new_empty(N, k), leaf_rank.new_empty(N, k), leaf_rank.new_empty(N)
+
+
+@torch.library.register_fake("fusedrnn::hierarchical_softmax_topk")
+def _fake_topk(
+    input: Tensor, weight: Tensor, bias: Tensor | None, leaf_rank: Tensor, *rest: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    N, k, wide = input.shape[0], rest[-1], state_dtype(input.dtype)
+    words = leaf_rank.new_empty(N, k)
+    return input.new_empty(N, k, dtype=wide), words, leaf_rank.new_empty(N)
 
 
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax.native_out")
@@ -64,17 +93,25 @@ class LogSoftmax(torch.autograd.Function):
     """The native op with the gradient of the logits."""
 
     @staticmethod
-    def forward(ctx: object, logits: Tensor, *tree: Tensor) -> Tensor:
+    def forward(ctx: object, logits: Tensor, depth: int, *tree: Tensor) -> Tensor:
         """Keep the logits for backward."""
+        ctx.depth = depth
         ctx.save_for_backward(logits, *tree)
         return torch.ops.fusedrnn.hierarchical_log_softmax.native(logits, *tree)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Run the backward op."""
-        op = torch.ops.fusedrnn.hierarchical_log_softmax_backward.native
-        return op(grad, *ctx.saved_tensors), *[None] * len(Tree._fields)
+        logits, *tree = ctx.saved_tensors
+
+        def kernel() -> tuple[Tensor]:
+            op = torch.ops.fusedrnn.hierarchical_log_softmax_backward.native
+            return (op(grad, logits, *tree),)
+
+        def reference(logits: Tensor) -> Tensor:
+            return softmax_reference.log_prob_of_logits(logits, Tree(*tree), ctx.depth)
+
+        return *differentiable(kernel, reference, grad, logits), *[None] * (1 + len(tree))
 
 
 def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
@@ -110,7 +147,7 @@ def log_prob_of_logits(logits: Tensor, tree: Tree, depth: int) -> Tensor:
     if scoring(logits) == "reference":
         return softmax_reference.log_prob_of_logits(logits, tree, depth)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return LogSoftmax.apply(logits, *tree)
+        return LogSoftmax.apply(logits, depth, *tree)
     return torch.ops.fusedrnn.hierarchical_log_softmax.native(logits, *tree)
 
 
@@ -130,14 +167,52 @@ def _search(
     tree: Tree,
     root_rows: int,
     k: int,
-    uniform: Tensor | None,
-    scale: float,
+    *,
+    budget: int = 0,
+    uniform: Tensor | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     root_bias = None if bias is None else bias[:root_rows]
     root = softmax_reference.logits(input, weight[:root_rows], root_bias)
     return torch.ops.fusedrnn.hierarchical_softmax_search.native(
-        root, input, weight, bias, uniform, *tree, k, scale
+        root, input, weight, bias, uniform, *tree, k, budget, scale
     )
+
+
+@torch.no_grad()
+def _search_or_score(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *rest: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op: a search for each token, and all words where that would take longer."""
+    *tree, root_rows, k = rest
+    tree = Tree(*tree)
+    budget = _budget(len(weight), len(input))
+    log_p, words, rows = _search(input, weight, bias, tree, root_rows, k, budget=budget)
+    wide = None
+    for tokens in (rows < 0).nonzero().squeeze(1).split(_BLOCK):
+        wide = weight.to(log_p.dtype) if wide is None else wide
+        z = softmax_reference.logits(input[tokens].to(wide.dtype), wide, bias)
+        every = torch.ops.fusedrnn.hierarchical_log_softmax.native(z, *tree)
+        log_p[tokens], words[tokens] = _largest(every, k)
+        rows[tokens] = len(weight)
+    return log_p, words, rows
+
+
+_native.LIBRARY.impl("hierarchical_softmax_topk", _search_or_score, "CompositeExplicitAutograd")
+
+
+def _largest(every: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As ``softmax_reference.topk``, without sorting all words."""
+    values, words = every.topk(k, 1)
+    # Of equals torch.topk takes any: the first, where some were left out, and in order.
+    last = values[:, -1:]
+    left_out = (every >= last).sum(1) != k  # also of NaN, which is above all
+    words = words.sort(1).values
+    values, order = every.gather(1, words).sort(dim=1, descending=True, stable=True)
+    words = words.gather(1, order)
+    if left_out.any():
+        values[left_out], words[left_out] = softmax_reference.topk(every[left_out], k)
+    return values, words
 
 
 @torch.no_grad()
@@ -152,13 +227,17 @@ def topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k most probable words, of equals the first: their log p and ids ``[N, k]``.
 
-    The third, ``[N]``, is how many rows of the weight were needed.
+    The third, ``[N]``, is how many rows of the weight were needed: all, where so many nodes are
+    likely that a product for all words is faster than a search.
     """
     if _searching(input) == "reference":
         every = log_prob(input, weight, bias, tree, depth)
         rows = tree.leaf_rank.new_full((len(input),), weight.shape[0])
         return *softmax_reference.topk(every, k), rows
-    return _search(input, weight, bias, tree, root_rows, k, None, 1.0)
+    if torch.compiler.is_compiling():
+        op = torch.ops.fusedrnn.hierarchical_softmax_topk
+        return op(input, weight, bias, *tree, root_rows, k)
+    return _search_or_score(input, weight, bias, *tree, root_rows, k)
 
 
 @torch.no_grad()
@@ -181,5 +260,5 @@ def draw(
         every = log_prob_of_logits(z, tree, depth)
         words = softmax_reference.draw(every, tree, uniform)
         return words, every.gather(1, words.unsqueeze(1)).squeeze(1)
-    log_p, words, _ = _search(input, weight, bias, tree, root_rows, 1, uniform, scale)
+    log_p, words, _ = _search(input, weight, bias, tree, root_rows, 1, uniform=uniform, scale=scale)
     return words.squeeze(1), log_p.squeeze(1)

@@ -116,6 +116,23 @@ def test_leading_dimensions(place):
     assert empty.output.shape == (0,) and empty.loss.isnan()
 
 
+def test_second_order(place):
+    """A penalty on gradients: torch's own differentiates them, and so must what replaces it."""
+    ours, torchs, x, target = pair(60, [7, 20], device=place)
+    results = []
+    for module in (ours, torchs):
+        for output in (module(x, target).output, module.log_prob(x)):
+            (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+            loss = first.square().sum() + output.sum()
+            results.append(torch.autograd.grad(loss, [x, *module.parameters()]))
+    assert_close64(results[:2], results[2:], "gradients")
+
+
+def test_arguments_have_torchs_names():
+    ours, torchs, x, target = pair(50, [10])
+    assert_close64(ours(input_=x, target_=target), torchs(input_=x, target_=target), "results")
+
+
 def test_words_in_any_order(place):
     counts = zipf(60)
     rank = torch.empty_like(counts).scatter_(

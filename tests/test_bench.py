@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import command_run, results, table, timing
-from benchmarks.case import COUNTS, MODES, OPS, WORD_OPS, Case, CaseError, parse_shape
+from benchmarks import command_run, results, table, timing, words
+from benchmarks.case import COUNTS, INPUTS, MODES, OPS, WORD_OPS, Case, CaseError, parse_shape
 from benchmarks.contender import Failure, build
 from benchmarks.peers import PEERS
-from benchmarks.problems import path_log_prob, problem
+from benchmarks.peers.torch_softmax import padded_paths
+from benchmarks.problems import problem
 from benchmarks.results import Row, Run
 from benchmarks.suites import GOALS, SUITES
 from benchmarks.verify import verify
-from fusedrnn import softmax_reference
+from benchmarks.words import path_log_prob
+from fusedrnn import Hierarchy, softmax_reference
 from fusedrnn._trees import Tree
 from fusedrnn.cells import CELLS
 
@@ -45,9 +47,70 @@ def test_quick_has_every_cell_op_and_mode():
     assert {c.mode for c in cases} == set(MODES)
 
 
-def test_goals_are_of_cases_that_suites_have():
-    assert {case for case, _ in GOALS} <= {*SUITES["cpu"].cases, *SUITES["family"].cases}
-    assert {name for _, name in GOALS} <= set(PEERS)
+def test_goals_are_of_cases_that_a_suite_has():
+    for (case, name), goal in GOALS.items():
+        suites = [suite for suite in SUITES.values() if case in suite.cases]
+        assert suites and any(name in suite.peers[case.op] for suite in suites)
+        assert goal.least and PEERS[name].takes_part(case)
+        assert goal.of in ("", results.FULL) or case.op in PEERS[goal.of].ops
+
+
+def test_a_goal_may_be_about_another_peer_than_the_baseline():
+    case = Case("log_prob", "", "infer", (30, 6, 11))
+    rows = [
+        Row(case, "linear+log_softmax", "ok", samples=[9.0] * 5, baseline=True),
+        Row(case, "AdaptiveLogSoftmax", "ok", samples=[3.0] * 5),
+        Row(case, "fusedrnn adaptive", "ok", samples=[2.0] * 5, ours=True, goal=2.0,
+            goal_of="AdaptiveLogSoftmax", loss=1.25),
+    ]  # fmt: skip
+    run = Run("t", "", "", {}, {}, rows)
+    assert table.attained(rows, rows[2]) == pytest.approx(1.5)
+    line = table.cells(rows, rows[2], {})
+    assert ">=2 MISSED" in line and "4.50x" in line and "1.25" in line
+    assert any("1.50x, goal 2x of AdaptiveLogSoftmax" in text for text in table.summary(run))
+    rows[1].status = "failed"
+    assert table.attained(rows, rows[2]) is None
+    full = Row(WORDS, "fusedrnn two-level", "ok", samples=[1.0], goal=5.0, goal_of=results.FULL)
+    peers = [Row(WORDS, "Liger", "ok", samples=[6.0]), Row(WORDS, "quack", "ok", samples=[4.0])]
+    assert table.attained([*peers, full], full) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("counts", [[5, 5, 5, 5, 5], [1, 2, 4, 8, 16, 32], [3, 7]])
+def test_padded_paths_are_those_of_the_tree(counts):
+    tree = Hierarchy.huffman(counts)
+    nodes, signs = padded_paths(tree)
+    for word in range(tree.words):
+        on = signs[word] != 0
+        own = zip(nodes[word, on].tolist(), signs[word, on].tolist(), strict=True)
+        assert list(own)[::-1] == [(node, 1 - 2 * branch) for node, branch in tree.path(word)]
+
+
+def test_peaked_inputs_leave_few_words_likely():
+    most = []
+    for inputs in INPUTS:
+        of = problem(Case("topk", "", "infer", (20_000, 64, 8), inputs=inputs))
+        most.append(of._every("flat", torch.float32).max(1).values.exp().mean())
+    assert most[0] < 0.01 and most[1] > 0.1
+
+
+def test_real_counts_are_those_of_the_file(monkeypatch, tmp_path):
+    file = tmp_path / "brown.tsv"
+    file.write_text("00\ta\t3\n01\tb\t70\n1\tc\t5\n", encoding="utf-8")
+    monkeypatch.setattr(words, "BROWN", file)
+    assert problem(WORDS.on(shape=(2, 6, 11), counts="brown")).counts.tolist() == [70, 5]
+    for shape, missing in (((4, 6, 11), False), ((2, 6, 11), True)):
+        if missing:
+            file.unlink()
+        with pytest.raises(Failure, match="has 3 words|no such file") as failure:
+            build("fusedrnn two-level", WORDS.on(shape=shape, counts="brown"), 0.01)
+        assert failure.value.status == "unsupported"
+
+
+def test_the_loss_is_told():
+    built = build("fusedrnn two-level", WORDS, 0.01)
+    of = problem(WORDS)
+    assert built.verdict.loss == pytest.approx(float(of.judge("two-level")[0]["loss"]))
+    assert build("fusedrnn two-level", WORDS.on(op="topk", mode="infer"), 0.01).verdict.loss is None
 
 
 @pytest.mark.parametrize("name", SUITES)

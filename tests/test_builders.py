@@ -88,12 +88,14 @@ def test_paths_with_gaps_and_lists():
         (lambda: Hierarchy.from_parents([2, 2, -2]), r"parents\[2\] is -2"),
         (lambda: Hierarchy.from_parents([-1]), "at least 2 words"),
         (lambda: Hierarchy.from_parents([0.5, 1.0]), "1-D list of ints"),
+        (lambda: Hierarchy.from_parents([None, 1]), "parents must be a 1-D list of ints"),
         (lambda: Hierarchy.from_parents([2, 2, -1], counts=[1, 2, 3]), "counts has 3 words"),
         (lambda: Hierarchy.from_paths(["0"]), "paths has 1 words"),
         (lambda: Hierarchy.from_paths(["0", ""]), r"paths\[1\] is empty"),
         (lambda: Hierarchy.from_paths(["0", "1x"]), "string of digits"),
         (lambda: Hierarchy.from_paths([[0], [-1]]), "paths go from -1"),
         (lambda: Hierarchy.from_paths([[0], [0.5]]), "a list of ints"),
+        (lambda: Hierarchy.from_paths(["0", None]), "a string or a list for each word"),
         (lambda: Hierarchy.from_paths(["01", "1", "01"]), "word 0 is also .* word 2"),
         (lambda: Hierarchy.from_paths(["011", "1", "01"]), "word 2 is also .* word 0"),
         (lambda: Hierarchy.from_paths([[0, 0], [0, 0, 1]]), "word 0 is also .* word 1"),
@@ -138,7 +140,7 @@ def test_adaptive():
 
 def test_bad_balanced():
     for call in (Hierarchy.flat, Hierarchy.balanced):
-        with pytest.raises(ValueError, match="n is 1; a hierarchy needs"):
+        with pytest.raises(ValueError, match="n is 1; the number of words"):
             call(1)
     with pytest.raises(ValueError, match="arity is 1"):
         Hierarchy.balanced(5, 1)

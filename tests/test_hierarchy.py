@@ -131,6 +131,21 @@ def test_every_number_of_classes(words, binning):
             assert int(hierarchy.tensors()["node_rows"][1]) == n
 
 
+def test_ints_of_numpy_and_torch_will_do():
+    import numpy
+
+    assert Hierarchy.flat(numpy.int64(5)) == Hierarchy.flat(torch.tensor(5)) == Hierarchy.flat(5)
+    assert Hierarchy.classes([3, 2, 1], numpy.int32(2)) == Hierarchy.classes([3, 2, 1], 2)
+
+
+def test_lists_of_floats_are_not_rounded():
+    """2^24 and its neighbour are one number in float32, and Huffman's tree is another."""
+    counts = [16777217.0, 16777216.0, 3.0]
+    assert Hierarchy.huffman(counts) == Hierarchy.huffman([16777217, 16777216, 3])
+    assert Hierarchy.huffman(counts) == Hierarchy.huffman(torch.tensor(counts).double())
+    assert Hierarchy.huffman([1e300, 1e299, 1.0]).depth == 2
+
+
 def test_default_classes():
     assert int(Hierarchy.classes(zipf(10_000)).tensors()["node_rows"][1]) == 60
     hierarchy = Hierarchy.classes(zipf(10_000))
@@ -222,7 +237,7 @@ def test_bad_counts(counts, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Hierarchy.flat(1), "n is 1; a hierarchy needs"),
+        (lambda: Hierarchy.flat(1), "n is 1; the number of words"),
         (lambda: Hierarchy.flat(True), "n is True"),
         (lambda: Hierarchy.flat(2.0), r"n is 2\.0"),
         (lambda: Hierarchy.classes([1, 2, 3], 0), r"n is 0; .* 1\.\.3"),

@@ -11,7 +11,7 @@ from torch.library import opcheck
 from trees import TREES, mixed, trees, zipf
 
 import fusedrnn
-from fusedrnn import HierarchicalSoftmax, Hierarchy, softmax_reference
+from fusedrnn import HierarchicalSoftmax, Hierarchy, softmax_reference, softmax_score
 from fusedrnn.softmax_score import log_prob_of_logits
 
 
@@ -109,9 +109,16 @@ def test_bad_candidates(place):
 # Search
 
 
+@pytest.fixture(params=[None, 0, 30], ids=["search", "score", "both"])
+def budget(request, monkeypatch):
+    """How soon a search gives up, and all words are scored."""
+    if request.param is not None:
+        monkeypatch.setattr(softmax_score, "_budget", lambda rows, tokens: request.param)
+
+
 @trees
 @pytest.mark.parametrize("scale", [0.3, 6.0, 60.0])
-def test_topk_is_that_of_log_prob(tree, scale, place):
+def test_topk_is_that_of_log_prob(tree, scale, place, budget):
     layer, x = peaked(tree(), 20, 8, scale, device=place)
     V, R = layer.hierarchy.words, layer.hierarchy.rows
     for k in {1, 2, min(10, V), V}:
@@ -122,6 +129,21 @@ def test_topk_is_that_of_log_prob(tree, scale, place):
         assert torch.equal(words, indices)
         assert (rows <= R).all() and (rows >= layer.hierarchy.root_rows).all()
         assert k < V or (rows == R).all()
+
+
+@needs_native
+def test_what_a_search_may_cost():
+    """Of tokens that would need most rows all words are scored; others have their few rows."""
+    layer, x = peaked(Hierarchy.classes(zipf(60_000)), 6, 16, 1.0, dtype=torch.float32)
+    x[3:] *= 20
+    found = layer.topk(x, 10)
+    all_rows = layer.hierarchy.rows
+    limit = softmax_score._budget(all_rows, 6) + layer.hierarchy.root_rows
+    assert (found.rows[:3] == all_rows).all() and (found.rows[3:] <= limit).all()
+    values, words = softmax_reference.topk(layer.log_prob(x), 10)
+    assert torch.equal(found.words, words)
+    torch.testing.assert_close(found.log_prob, values)
+    assert softmax_score._budget(200, 1) > 200  # never of small vocabularies
 
 
 @needs_native
@@ -136,7 +158,7 @@ def test_few_rows_are_enough_for_a_confident_model():
     assert tree.topk(x, 10).rows.double().mean() < tree.hierarchy.rows / 8
 
 
-def test_of_equals_the_first(place):
+def test_of_equals_the_first(place, budget):
     for tree in (mixed(), Hierarchy.balanced(8), Hierarchy.from_clusters([0, 1, 0, 1])):
         layer, x, _ = problem(tree, 3, 4, device=place)
         with torch.no_grad():
@@ -150,7 +172,7 @@ def test_of_equals_the_first(place):
             assert_close64(found.log_prob, values, "values")
 
 
-def test_search_is_not_misled(place):
+def test_search_is_not_misled(place, budget):
     """Masked words are the last; where all is NaN, there are still k different words."""
     layer, x, _ = problem(Hierarchy.from_clusters([0, 0, 1, 1, 2, 2]), 4, 3, device=place)
     with torch.no_grad():
@@ -176,8 +198,8 @@ def test_search_in_low_precision(dtype, place):
 
 def test_bad_k(place):
     layer, x, _ = problem(mixed(), 2, 4, device=place)
-    for k in (0, 7, True, 1.0):
-        with pytest.raises(ValueError, match=r"k is .*; it must be an int in 1\.\.6"):
+    for k in (0, 7, True, 1.0, None):
+        with pytest.raises(ValueError, match=r"k is .*; .* must be an int in 1\.\.6"):
             layer.topk(x, k)
 
 
@@ -191,7 +213,8 @@ def test_bad_k(place):
 def test_samples_have_their_distribution(name, temperature, per_level, place):
     """Chi-square over all words; a right one is refused once in 10^6 seeds, and this one is set."""
     layer, x, _ = problem(TREES[name](), 1, 8, device=place)
-    draws = 20_000
+    # The reference scores all words for each of them.
+    draws = 5_000 if fusedrnn._backend.current() == "reference" else 20_000
     random = torch.Generator(place).manual_seed(5)
     words, log_prob = layer.sample(
         x.expand(draws, -1), temperature, per_level=per_level, generator=random
@@ -277,7 +300,7 @@ def test_opcheck(name):
     for uniform, k in [(None, 2), (torch.rand(5, dtype=torch.float64), 1)]:
         opcheck(
             ops.hierarchical_softmax_search.native,
-            (root, x, weight, bias, uniform, *tree, k, 1.0),
+            (root, x, weight, bias, uniform, *tree, k, 99, 1.0),
         )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..case import Case
-from ..problems import Sequence, results
-from ..task import Results, Task, Unsupported
+from ..problems import Sequence
+from ..task import Results, Task, Unsupported, results
 from ._base import peer
 
 NEVER = "never run by this project: no GPU was at hand"

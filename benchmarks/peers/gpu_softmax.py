@@ -3,8 +3,8 @@
 None has been run by this project yet: no GPU was at hand.
 """
 
-from ..problems import Softmax
 from ..task import Results, Task, Unsupported
+from ..words import Softmax
 from ._base import peer
 from .gpu_layers import NEVER
 from .torch_softmax import full, full_flops, with_loss

@@ -9,8 +9,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fusedrnn
 from fusedrnn.cells import CELLS
 
-from ..problems import TOP, Sequence, Softmax, our_module, outputs
+from ..problems import Sequence, our_module, outputs
 from ..task import Results, Task, Unsupported
+from ..words import TOP, Softmax
 from . import torch_softmax
 from ._base import peer
 
@@ -142,6 +143,17 @@ def output_layer(problem: Softmax, kind: str, **options: bool) -> Task:
 
 WHAT = "softmax: loss and the gradients of x, weight, bias; log_prob: of all V words; "
 WHAT += "topk: exact search"
+
+
+@peer(
+    "fusedrnn flat",
+    "softmax",
+    what="loss and the gradients of x, weight, bias; all V words, in tiles",
+    ours=True,
+)
+def flat(problem: Softmax) -> Task:
+    """All words, as linear+cross_entropy has them."""
+    return output_layer(problem, "flat")
 
 
 @peer(

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..problems import Scores, Softmax
+from fusedrnn import Hierarchy
+
 from ..task import Results, Task, Unsupported
+from ..words import Scores, Softmax
 from ._base import peer
 
 ALL = "loss and the gradients of x, weight, bias; all V words"
@@ -87,15 +89,16 @@ def scores(problem: Scores) -> Task:
     return Task(forward, leaves, kind="flat", flops=full_flops(problem))
 
 
-def adaptive(problem: Softmax, make: Callable[..., nn.Module]) -> Task:
+def adaptive(problem: Softmax, make: Callable[..., nn.Module], compiled: bool = False) -> Task:
     """torch.nn's module, or ours with its parameters."""
     layer = problem.adaptive(make, problem.case.torch_dtype)
     leaves = {"x": problem.leaf} | dict(layer.named_parameters())
     x, target = problem.leaf, problem.target
+    call = torch.compile(layer) if compiled else layer
 
     def forward() -> Results:
         if problem.case.op == "softmax":
-            return {"loss": layer(x, target).loss}
+            return {"loss": call(x, target).loss}
         return problem.answer(layer.log_prob(x))
 
     return Task(forward, leaves, kind="adaptive")
@@ -115,3 +118,62 @@ CLUSTERS = "clusters at V/50, V/10, V/2, div_value 4"
 def torchs(problem: Softmax) -> Task:
     """nn.AdaptiveLogSoftmaxWithLoss."""
     return adaptive(problem, nn.AdaptiveLogSoftmaxWithLoss)
+
+
+@peer(
+    "compiled AdaptiveLogSoftmax",
+    "softmax",
+    what=f"loss and all gradients; {CLUSTERS}; compilation is not timed",
+    note="a model of its own, as AdaptiveLogSoftmax",
+)
+def compiled_torchs(problem: Softmax) -> Task:
+    """The same through Inductor, in several graphs: torch's cannot be one."""
+    torch._dynamo.reset()
+    return adaptive(problem, nn.AdaptiveLogSoftmaxWithLoss, compiled=True)
+
+
+def padded_paths(tree: Hierarchy) -> tuple[Tensor, Tensor]:
+    """Of each word of a binary tree the nodes above it and, as +1 and -1, the branches.
+
+    ``[V, depth]`` both; paths begin at the leaf, and where they have ended there is sign 0.
+    """
+    tensors = tree.tensors()
+    to, V, M = tensors["branch_node"], tree.words, tree.nodes
+    at = torch.arange(2 * M)
+    into = torch.full((M + 1,), 2 * M)  # the branch that leads to each node; 2 M: none, the root
+    into[torch.where(to < 0, M, to)] = at
+    into[0] = into[M] = 2 * M
+    ends = torch.empty(V, dtype=torch.int64)
+    ends[tensors["branch_leaf"][to < 0]] = at[to < 0]
+    branch, nodes, signs = ends[tensors["leaf_rank"]], [], []
+    for _ in range(tree.depth):
+        on = branch < 2 * M
+        node = torch.where(on, branch // 2, 0)
+        nodes.append(node)
+        signs.append(torch.where(on, 1 - 2 * (branch % 2), 0))
+        branch = torch.where(on, into[node], 2 * M)
+    return torch.stack(nodes, 1), torch.stack(signs, 1)
+
+
+@peer(
+    "padded-path Huffman",
+    "softmax",
+    what="loss and the gradients of x, weight, bias; every path padded to the longest",
+)
+def padded(problem: Softmax) -> Task:
+    """How it is usually written in PyTorch: gather the rows of each path, mask what is padding."""
+    case = problem.case
+    tree = problem.tree("huffman")
+    nodes, signs = (t.to(case.device) for t in padded_paths(tree))
+    weight, bias = problem.weights(tree.rows)
+    leaves = {"x": problem.leaf, "weight": weight, "bias": bias}
+    if case.mode != "infer":
+        weight.requires_grad_()
+        bias.requires_grad_()
+
+    def forward() -> Results:
+        rows, sign = nodes[problem.target], signs[problem.target]  # [N, depth]
+        z = (weight[rows] @ leaves["x"].unsqueeze(2)).squeeze(2) + bias[rows]
+        return {"loss": -torch.where(sign == 0, 0, F.logsigmoid(sign * z)).sum(1).mean()}
+
+    return Task(forward, leaves, kind="huffman")

@@ -6,8 +6,8 @@ the path): what ``fusedrnn Huffman sparse`` computes, and the update that an opt
 apply. fastText has the same loop, but builds its model, reads its file and trains in one call.
 """
 
-from ..problems import Softmax
 from ..task import Results, Task, Unsupported
+from ..words import Softmax
 from ._base import peer
 
 WHAT = "forward, backward and SGD of N pairs in one loop, on one thread"

@@ -140,6 +140,11 @@ class SoftmaxSearchPass {
     };
     while (nodes.size() && !hopeless(nodes.top())) {
       const Found<A> node = nodes.pop();
+      const int64_t wanted = a.rows[token] + t.node_rows[node.id + 1] - t.node_rows[node.id];
+      if (node.id > 0 && wanted - t.node_rows[1] > a.budget) {
+        a.rows[token] = -1;
+        return;
+      }
       evaluate(token, node.id, l);
       const int64_t first = t.node_branches[node.id], last = t.node_branches[node.id + 1];
       for (int64_t j = first; j < last; ++j) {

@@ -151,12 +151,13 @@ Tensor log_softmax_backward(Tensor grad, Tensor logits, Tensor leaf_rank, Tensor
                      branch_node);
 }
 
-// root: the logits of the root. uniform: draw a word by each of these; none: the k best.
+// root: the logits of the root. uniform: draw a word by each of these; none: the k best, if these
+// take no more than `budget` rows below the root; else that token's `rows` is -1.
 std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Tensor weight,
                                                   Maybe bias, Maybe uniform, Tensor leaf_rank,
                                                   Tensor node_rows, Tensor node_branches,
                                                   Tensor branch_leaf, Tensor branch_node, int64_t k,
-                                                  double scale) {
+                                                  int64_t budget, double scale) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
   const SoftmaxSizes n = sizes(input, weight);
@@ -179,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Ten
   Tensor words = allocate(leaf_rank, {n.N, k}), rows = allocate(leaf_rank, {n.N});
   succeed(cpu_softmax_search(
       {n, tree.view, word.data(), widest, input.const_data_ptr(), weight.const_data_ptr(),
-       data(bias), root.const_data_ptr(), k, static_cast<const double*>(data(uniform)), scale,
+       data(bias), root.const_data_ptr(), k, static_cast<const double*>(data(uniform)), budget, scale,
        log_prob.mutable_data_ptr(), static_cast<int64_t*>(words.mutable_data_ptr()),
        static_cast<int64_t*>(rows.mutable_data_ptr())}));
   return {log_prob, words, rows};

@@ -262,6 +262,7 @@ std::vector<Array> run_scores(const Hierarchy& hierarchy, int64_t N, int64_t H, 
   search.n = {N, H, tree.rows, type, threads}, search.tree = tree, search.word = word.data();
   search.widest = widest, search.input = input.get(), search.weight = weight.get();
   search.bias = bias.get(), search.root = root.get(), search.scale = 1.0;
+  search.budget = tree.rows;
   for (bool draw : {false, true}) {
     search.uniform = draw ? uniform.data() : nullptr, search.k = draw ? 1 : k;
     search.log_prob = blank(wide(type), N * search.k);
