@@ -180,8 +180,8 @@ std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Ten
   Tensor words = allocate(leaf_rank, {n.N, k}), rows = allocate(leaf_rank, {n.N});
   succeed(cpu_softmax_search(
       {n, tree.view, word.data(), widest, input.const_data_ptr(), weight.const_data_ptr(),
-       data(bias), root.const_data_ptr(), k, static_cast<const double*>(data(uniform)), budget, scale,
-       log_prob.mutable_data_ptr(), static_cast<int64_t*>(words.mutable_data_ptr()),
+       data(bias), root.const_data_ptr(), k, static_cast<const double*>(data(uniform)), budget,
+       scale, log_prob.mutable_data_ptr(), static_cast<int64_t*>(words.mutable_data_ptr()),
        static_cast<int64_t*>(rows.mutable_data_ptr())}));
   return {log_prob, words, rows};
 }
