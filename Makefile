@@ -31,7 +31,7 @@ demo: build
 # Most of the suite's time is one thread's. Two processes with two threads each on two cores must not wait
 # for each other by spinning.
 test: $(TESTABLE)
-	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 doctor: build
 	$(PY) -m fusedrnn

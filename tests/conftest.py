@@ -16,6 +16,22 @@ BACKENDS = [
 ]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
+# A minute and more each: they go first, so that at the end no process is left alone with one.
+LONGEST = (
+    "test_triton.py",
+    "test_triton_compile.py",
+    "test_bench_run.py",
+    "test_isa.py",
+    "test_triton_softmax.py",
+    "test_build.py",
+    "test_sequence.py",
+    "test_softmax.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def _seed():
