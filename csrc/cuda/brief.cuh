@@ -23,13 +23,6 @@ struct Brief {
 FRNN_HD Brief operator+(Brief a, Brief b) { return Brief(a.v + b.v); }
 FRNN_HD Brief operator-(Brief a, Brief b) { return Brief(a.v - b.v); }
 FRNN_HD Brief operator*(Brief a, Brief b) { return Brief(a.v * b.v); }
-FRNN_HD Brief operator/(Brief a, Brief b) {
-#ifdef __CUDA_ARCH__
-  return Brief(__fdividef(a.v, b.v));  // 0 where b is above 2^126, which no state is
-#else
-  return Brief(a.v / b.v);
-#endif
-}
 FRNN_HD bool operator<(Brief a, Brief b) { return a.v < b.v; }
 FRNN_HD bool operator>(Brief a, Brief b) { return a.v > b.v; }
 
@@ -48,10 +41,6 @@ FRNN_HD Brief tanh_of(Brief x) {
   return Brief(fusedrnn::tanh_of(x.v));
 #endif
 }
-
-// The standard library's: near 1, log(1 + exp(-|x|)) is what keeps a memory for long.
-FRNN_HD Brief exp_of(Brief x) { return Brief(fusedrnn::exp_of(x.v)); }
-FRNN_HD Brief log_sigmoid(Brief x) { return Brief(fusedrnn::log_sigmoid(x.v)); }
 
 }  // namespace cuda
 }  // namespace fusedrnn
