@@ -26,7 +26,12 @@ OURS = {
 }
 """The module of each cell; options in a cell's name are arguments of it."""
 
-ARGUMENTS = {"update": "cell_activation", "output": "output_activation", "clip": "cell_clip"}
+ARGUMENTS = {
+    "update": "cell_activation",
+    "output": "output_activation",
+    "clip": "cell_clip",
+    "dropout": "recurrent_dropout",
+}
 
 TORCHS = {
     "lstm": nn.LSTM,
@@ -42,6 +47,11 @@ def our_module(case: Case, dtype: torch.dtype) -> nn.Module:
     _, _, I, H = case.shape
     plain, *options = case.cell.split(":")
     given = {k: v if v[0].isalpha() else float(v) for k, v in (o.split("=") for o in options)}
+    zoneout = given.pop("zoneout_h", 0.0), given.pop("zoneout_c", 0.0)
+    if any(zoneout):
+        given["zoneout"] = zoneout
+    if "peephole" in given:
+        given["peephole"] = "diagonal"
     return OURS[plain](
         I, H, case.layers, bias=case.bias, bidirectional=case.bidirectional, dtype=dtype,
         device=case.device, **{ARGUMENTS.get(k, k): v for k, v in given.items()},

@@ -146,8 +146,13 @@ FAMILY_CELLS = (
     "lstm:candidate=relu:output=relu",
     "lstm:clip=3.0",
     "lstm:dh_clip=1.0",
+    "lstm:peephole=True",
+    "lstm:zoneout_h=0.1:zoneout_c=0.1",
+    "lstm:dropout=0.1",
     "gru:candidate=relu",
+    "gru:zoneout_h=0.1:dropout=0.1",
     "rnn_tanh:residual=True",
+    "rnn_tanh:independent=True",
 )
 FAMILY_SHAPES = ((50, 1, 64, 64), (50, 8, 128, 128), (50, 20, 200, 200))
 FAMILY = tuple(_layer(cell, shape) for shape in FAMILY_SHAPES for cell in FAMILY_CELLS)

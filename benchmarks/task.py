@@ -49,7 +49,11 @@ class Asking(Protocol):
 
 
 def results(task: Task, of: Asking, dtype: torch.dtype | None = None) -> Results:
-    """Outputs and, unless the case is inference, the gradients of every leaf, by name."""
+    """Outputs and, unless the case is inference, the gradients of every leaf, by name.
+
+    What draws random numbers draws the same for all peers.
+    """
+    torch.manual_seed(0)
     if of.case.mode == "infer":
         with torch.no_grad():
             return task.forward()

@@ -16,12 +16,15 @@
 //   kSecond  how many of the LAST gates take a second recurrent product, of the cell's own operand
 //            instead of h: 0, or 1 in the reset-before GRU, whose candidate sees U (r * h).
 //
-//   forward(options, x, u, s, out, saved)
+//   weights(options)
+//     how many weights a unit has of its own: rows of weight_unit (csrc/sequence.h)
+//   forward(options, p, x, u, s, out, saved)
 //     options                                 what varies from call to call: csrc/cell_options.h
+//     p                                       what a unit has of its own: PerUnit, below
 //     x[kGates]    x-preactivations           u[kGates]   h-preactivations, b_hh included
 //     s[kStates]   states before the step     out[kStates] states after it
 //     saved[kSaved]                           to be written
-//   backward(options, saved, s, out, dout, d, ds)
+//   backward(options, p, saved, s, out, dout, d, ds)
 //     out[1..] states after the step; out[0] is not set (it may have gone through a projection)
 //     dout[kStates] gradients of out          d[kGrads]   to be written
 //     ds[kStates]   the part of the gradients of s that does not pass through W_hh, to be written;
@@ -39,3 +42,43 @@
 #pragma once
 #include "activations.h"
 #include "cell_options.h"
+
+namespace fusedrnn {
+inline namespace FRNN_ISA {
+
+// What a unit has of its own in a step beside preactivations and states. Unset is what the options
+// do not ask for.
+template <class T>
+struct PerUnit {
+  T weight[3];  // the first Cell::weights(options)
+  T drop;       // recurrent dropout: 0, or 1 / (1 - p)
+  T keep_h,
+      keep_c;  // zoneout: the share of the new h, and of the new inner state: 0 or 1, or 1 - p
+};
+
+// share * a + (1 - share) * b
+template <class T>
+FRNN_HD T blended(const T& share, const T& a, const T& b) {
+  return share * a + (T(1) - share) * b;
+}
+
+// Zoneout of h is every cell's.
+template <class Cell, class T, int G, int S, int K>
+FRNN_HD void cell_forward(const CellOptions& options, const PerUnit<T>& p, const T (&x)[G],
+                          const T (&u)[G], const T (&s)[S], T (&out)[S], T (&saved)[K]) {
+  Cell::forward(options, p, x, u, s, out, saved);
+  if (options.zoneout_h > 0) out[0] = blended(p.keep_h, out[0], s[0]);
+}
+
+template <class Cell, class T, int K, int S, int D>
+FRNN_HD void cell_backward(const CellOptions& options, const PerUnit<T>& p, const T (&saved)[K],
+                           const T (&s)[S], const T (&out)[S], T (&dout)[S], T (&d)[D],
+                           T (&ds)[S]) {
+  const T dh = dout[0];
+  if (options.zoneout_h > 0) dout[0] = p.keep_h * dh;
+  Cell::backward(options, p, saved, s, out, dout, d, ds);
+  if (options.zoneout_h > 0) ds[0] += (T(1) - p.keep_h) * dh;
+}
+
+}  // namespace FRNN_ISA
+}  // namespace fusedrnn

@@ -45,12 +45,23 @@ inline void read_option(CellOptions& options, const std::string& key, const std:
     options.clip = read_number(value);
   } else if (key == "dh_clip") {
     options.dh_clip = read_number(value);
+  } else if (key == "zoneout_h") {
+    options.zoneout_h = read_number(value);
+  } else if (key == "zoneout_c") {
+    options.zoneout_c = read_number(value);
+  } else if (key == "dropout") {
+    options.dropout = read_number(value);
   } else if (key == "residual" && value == "True") {
     options.residual = true;
+  } else if (key == "peephole" && value == "True") {
+    options.peephole = true;
+  } else if (key == "independent" && value == "True") {
+    options.independent = true;
   } else {
     throw std::invalid_argument(
         "fusedrnn: no cell has an option '" + key +
-        "'; there are candidate, update, output, clip, dh_clip and residual=True");
+        "'; there are candidate, update, output, clip, dh_clip, zoneout_h, zoneout_c, dropout, "
+        "residual=True, peephole=True and independent=True");
   }
 }
 

@@ -1,6 +1,13 @@
 // What may vary in a cell from call to call: data, not kernels of their own, which would all have
 // to be compiled. Which of them a cell takes, and what they do there, its header says.
 //
+// zoneout_h, zoneout_c: the probability that a unit keeps its h, or its inner state, as it was
+// (Krueger et al. 2017). dropout: the probability that what is new does not reach the state
+// (Semeniuta et al. 2016). Both are drawn in every step (csrc/random.h) if the call has a seed;
+// without one zoneout mixes old and new in its proportion.
+//
+// independent (RNN): no product; a unit's h' meets a weight of its own.
+//
 // dh_clip is every cell's, and the kernels': in backward, what arrives at a step's h (after the
 // projection), from the output and from the step after, is bounded to -dh_clip .. dh_clip.
 #pragma once
@@ -13,9 +20,22 @@ struct CellOptions {
   Nonlinearity candidate = Nonlinearity::tanh;
   Nonlinearity update = Nonlinearity::identity;
   Nonlinearity output = Nonlinearity::tanh;
-  double clip = 0;     // 0: none
-  double dh_clip = 0;  // 0: none
-  bool residual = false;
+  double clip = 0;                                   // 0: none
+  double dh_clip = 0;                                // 0: none
+  double zoneout_h = 0, zoneout_c = 0, dropout = 0;  // probabilities; 0: none
+  bool residual = false, peephole = false, independent = false;
+
+  // Whether a step draws random numbers, where it is given a seed.
+  constexpr bool random() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
+
+  // What the resident GPU kernels leave to the stepwise one.
+  constexpr bool stepwise_only() const { return random() || peephole || independent; }
+  constexpr CellOptions without_stepwise_only() const {
+    CellOptions rest = *this;
+    rest.zoneout_h = rest.zoneout_c = rest.dropout = 0;
+    rest.peephole = rest.independent = false;
+    return rest;
+  }
 };
 
 }  // namespace fusedrnn

@@ -43,11 +43,16 @@ struct PlanProblem {
   DType dtype;
   bool projection;
   bool backward;
-  int directions;  // 1 or 2
+  int directions;              // 1 or 2
+  bool stepwise_only = false;  // CellOptions::stepwise_only
 };
 
 enum class SequenceKernel : int { cluster, grid, stepwise };
 const char* name_of(SequenceKernel);
+
+// Why the resident kernels do not take a problem with stepwise_only.
+constexpr const char* kStepwiseOnly =
+    "peepholes, independent units, zoneout and dropout within the cell are the stepwise kernel's";
 
 // How one kernel would serve a problem.
 struct Plan {

@@ -27,6 +27,7 @@ std::string why_never(const PlanProblem& p, const GpuDevice& d) {
   if (item_size(p.dtype) != 2) return "its products are those of tensor cores in 16 bits";
   if (p.projection) return "h is projected: its product would have to be resident too";
   if (p.states > kClusterStates) return "the cell has more states than it makes room for";
+  if (p.stepwise_only) return kStepwiseOnly;
   if (p.second > 0) return "the cell's second product would take a second exchange in each step";
   if (std::max(p.T, p.B) > 1 << 30) return "it counts steps and rows in 32 bits";
   return "";

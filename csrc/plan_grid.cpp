@@ -26,6 +26,7 @@ constexpr int kMaxRows = 64;  // batch rows of one pass: eight tiles of eight
 int units_of_a_tile(const PlanProblem& p) { return p.gates == 4 ? 4 : 16; }
 
 std::string why_never(const PlanProblem& p) {
+  if (p.stepwise_only) return kStepwiseOnly;
   if (p.dtype == DType::f64) return "float64 is the stepwise kernel's alone";
   if (p.projection) return "h is projected: its product would have to be resident too";
   return "";

@@ -10,6 +10,11 @@
 // lengths: row b takes part in steps t < lengths[b] only. Elsewhere it keeps its state, its y is
 // zero, and its gradients are zero. A reverse sequence starts each row at its own end.
 //
+// weight_unit: V = Cell::weights(options) weights of each unit's own. Where the options say that
+// units are independent, weight_hh is [G*H, 0]: there is no product.
+//
+// seed: where it is given, a cell with random options draws (csrc/random.h); else it takes means.
+//
 // reset: where reset[t, b] is set, nothing flows between steps t - 1 and t of row b: forward, step
 // t begins with the reset state (zero, if none is given); in reverse, step t - 1 does. At t = 0
 // that is instead of h0; at and after a row's end it means nothing.
@@ -30,26 +35,31 @@ struct SequenceSizes {
   int64_t y_row;  // elements from one row of y or dy to the next
   int threads;    // CPU only: how many may be used
   CellOptions options = {};
+
+  // How many numbers of h meet W_hh.
+  int64_t depth() const { return options.independent ? 0 : P; }
 };
 
 struct SequenceForward {
   SequenceSizes n;
-  const void* gx;          // [T, B, G*H]   data: W_ih x + b_ih
-  const void* weight_hh;   // [G*H, P]      data
-  const void* bias_hh;     // [G*H]         data, or null
-  const void* weight_hr;   // [P, H]        data, or null: no projection
-  const void* h0;          // [B, P]        data
-  const void* c0;          // [S-1, B, H]   data
-  const int64_t* lengths;  // [B], or null: all T
-  const bool* reset;       // [T, B], or null: nowhere
-  const void* reset_h;     // [B, P]        data, or null: zero
-  const void* reset_c;     // [S-1, B, H]   data, or null: zero
-  void* y;                 // [T, B, P]     data
-  void* hn;                // [B, P]        data
-  void* cn;                // [S-1, B, H]   data
-  void* saved;             // [T, B, K, H]  data, or null: nothing is saved for backward
-  void* cells;             // [T, S-1, B, H] state, or null likewise
-  void* hidden;            // [T, B, H]     data: h before the projection, or null
+  const void* gx;           // [T, B, G*H]   data: W_ih x + b_ih
+  const void* weight_hh;    // [G*H, P]      data
+  const void* bias_hh;      // [G*H]         data, or null
+  const void* weight_hr;    // [P, H]        data, or null: no projection
+  const void* weight_unit;  // [V, H]        data, or null: V is 0
+  const int64_t* seed;      // [1], or null
+  const void* h0;           // [B, P]        data
+  const void* c0;           // [S-1, B, H]   data
+  const int64_t* lengths;   // [B], or null: all T
+  const bool* reset;        // [T, B], or null: nowhere
+  const void* reset_h;      // [B, P]        data, or null: zero
+  const void* reset_c;      // [S-1, B, H]   data, or null: zero
+  void* y;                  // [T, B, P]     data
+  void* hn;                 // [B, P]        data
+  void* cn;                 // [S-1, B, H]   data
+  void* saved;              // [T, B, K, H]  data, or null: nothing is saved for backward
+  void* cells;              // [T, S-1, B, H] state, or null likewise
+  void* hidden;             // [T, B, H]     data: h before the projection, or null
 };
 
 struct SequenceBackward {
@@ -62,6 +72,8 @@ struct SequenceBackward {
   const void* c0;
   const void* weight_hh;
   const void* weight_hr;
+  const void* weight_unit;
+  const int64_t* seed;
   const int64_t* lengths;
   const bool* reset;
   const void* reset_h;

@@ -32,6 +32,7 @@ class Sequence(torch.autograd.Function):
         backend: str,
         trace: bool,
         recompute: bool,
+        seed: Tensor | None,
         lengths: Tensor | None,
         mask: Tensor | None,
         *leaves: Tensor | None,
@@ -42,8 +43,9 @@ class Sequence(torch.autograd.Function):
         op again in backward.
         """
         save = trace or not recompute
-        y, hn, cn, *kept = forward(cell, backend, lengths, mask, leaves, save=save)
-        ctx.save_for_backward(lengths, mask, y, *([None] * 3 if recompute else kept), *leaves)
+        y, hn, cn, *kept = forward(cell, backend, seed, lengths, mask, leaves, save=save)
+        kept_for = [None] * 3 if recompute else kept
+        ctx.save_for_backward(seed, lengths, mask, y, *kept_for, *leaves)
         ctx.cell, ctx.backend, ctx.recompute = cell, backend, recompute
         ctx.set_materialize_grads(False)
         if not trace:
@@ -55,16 +57,18 @@ class Sequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves that need one, by the backend's backward op."""
-        needs = ctx.needs_input_grad[6:]
-        lengths, mask, y, *rest = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
+        needs = ctx.needs_input_grad[7:]
+        seed, lengths, mask, y, *rest = (
+            ctx.saved_tensors
+        )  # once: checkpointing unpacks no tensor twice
         kept, leaves = rest[:3], rest[3:]
         if ctx.recompute:
             with torch.no_grad():
-                kept = forward(ctx.cell, ctx.backend, lengths, mask, leaves, save=True)[3:]
-        call = (ctx.cell, ctx.backend, needs, *douts[:3], lengths, mask, y, *kept, *leaves)
+                kept = forward(ctx.cell, ctx.backend, seed, lengths, mask, leaves, save=True)[3:]
+        call = (ctx.cell, ctx.backend, needs, *douts[:3], seed, lengths, mask, y, *kept, *leaves)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         grads = SequenceBackward.apply(*call) if again else gradients(*call)
-        return (None,) * 6 + tuple(grads)
+        return (None,) * 7 + tuple(grads)
 
 
 class SequenceBackward(torch.autograd.Function):
@@ -75,8 +79,8 @@ class SequenceBackward(torch.autograd.Function):
         ctx: object, cell: str, backend: str, needs: tuple[bool, ...], *tensors: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """``gradients``; ``tensors`` are its gradients of the outputs and what Sequence saved."""
-        douts, (lengths, mask), leaves = tensors[:3], tensors[3:5], tensors[9:]
-        ctx.save_for_backward(lengths, mask, *douts, *leaves)
+        douts, spans, leaves = tensors[:3], tensors[3:6], tensors[10:]
+        ctx.save_for_backward(*spans, *douts, *leaves)
         ctx.cell = CELLS[cell]
         ctx.set_materialize_grads(False)
         return tuple(gradients(cell, backend, needs, *tensors))
@@ -84,8 +88,8 @@ class SequenceBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, *ddleaves: Tensor | None) -> tuple[Tensor | None, ...]:
         """The reference, differentiated twice; to any order if a graph is asked for."""
-        lengths, mask, *given = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:6] + ctx.needs_input_grad[12:]
+        seed, lengths, mask, *given = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:6] + ctx.needs_input_grad[13:]
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             roots = [
@@ -95,7 +99,10 @@ class SequenceBackward(torch.autograd.Function):
             douts, leaves = roots[:3], roots[3:]
             x, h0, c0, *anew = leaves[:5]
             reset = None if mask is None else Reset(mask, *anew)
-            outs = reference.sequence(ctx.cell, x, _weights(leaves), h0, c0, lengths, reset)
+            weights = _weights(leaves)
+            outs = reference.sequence(
+                ctx.cell, x, weights, h0, c0, lengths, reset, trace=False, seed=seed
+            )
             wanted = [i for i, dd in enumerate(ddleaves) if dd is not None]
             grads = grad_of(outs, [leaves[i] for i in wanted], douts, True)
             where = [i for i, n in enumerate(needed) if n]
@@ -104,7 +111,7 @@ class SequenceBackward(torch.autograd.Function):
             )
         found = dict(zip(where, seconds, strict=True))
         second = [found.get(i) for i in range(len(roots))]
-        return None, None, None, *second[:3], *[None] * 6, *second[3:]
+        return None, None, None, *second[:3], *[None] * 7, *second[3:]
 
 
 def grad_of(
@@ -132,6 +139,7 @@ def gradients(
     dy: Tensor | None,
     dhn: Tensor | None,
     dcn: Tensor | None,
+    seed: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
     y: Tensor,
@@ -145,7 +153,8 @@ def gradients(
     resets = None if mask is None else Reset(mask, *anew)
     grads, dh0, dc0, dh, *danew = op("backward", backend)(
         cell, dy, dhn, dcn, y, h0, c0, [w.weight_hh for w in weights],
-        _present(w.weight_hr for w in weights), lengths, mask, *anew, saved, cells,
+        _present(w.weight_hr for w in weights), _present(w.weight_unit for w in weights), seed,
+        lengths, mask, *anew, saved, cells,
     )  # fmt: skip
     record, (T, B, D, H) = CELLS[cell], grads.shape[1:]
     width, P = len(record.gates) * H, h0.shape[2]
@@ -156,7 +165,9 @@ def gradients(
         dgx = rows if D * H == width else rows[:, :width]
         if needs[0] and w.weight_ih is not None:
             dx = dgx @ w.weight_ih if dx is None else dx.addmm_(dgx, w.weight_ih)
-        met = _Met(y[..., i * P : (i + 1) * P], h0[i], lengths, resets and resets.of(i), i == 1)
+        reset = resets and resets.of(i)
+        h = y[..., i * P : (i + 1) * P]
+        met = _Met(h, h0[i], lengths, reset, i == 1, reset and reset.h)
         new: list[Tensor | None] = [None] * len(need)
         if need.weight_ih:
             new[0] = dgx.t() @ x.flatten(0, 1)
@@ -166,6 +177,8 @@ def gradients(
             new[2:4] = _bias_grads(record, rows.sum(0), need)
         if need.weight_hr:
             new[4] = dh[i].flatten(0, 1).t() @ hidden[i].flatten(0, 1)
+        if need.weight_unit:
+            new[5] = _unit_weight_grad(record, grads[i], met, cells[i], c0[i])
         flat += new
     if needs[0]:
         dx = grads.flatten(3)[..., :width] if dx is None else dx.view(x.shape)
@@ -191,6 +204,7 @@ def op(direction: str, backend: str) -> torch._ops.OpOverload:
 def forward(
     cell: str,
     backend: str,
+    seed: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
     leaves: tuple[Tensor | None, ...],
@@ -205,25 +219,27 @@ def forward(
         gx = [linear(x, w.weight_ih, w.bias_ih) for w in weights]
     return op("forward", backend)(
         cell, gx, [w.weight_hh for w in weights], _present(w.bias_hh for w in weights),
-        _present(w.weight_hr for w in weights), h0, c0, lengths, mask, *anew, save,
+        _present(w.weight_hr for w in weights), _present(w.weight_unit for w in weights), seed,
+        h0, c0, lengths, mask, *anew, save,
     )  # fmt: skip
 
 
 class _Met(NamedTuple):
-    """What the rows of W_hh met, but for a cell's own operands."""
+    """A state as steps met it: h, which the rows of W_hh met, but for a cell's own operands."""
 
-    y: Tensor  # [T, B, P] of one direction
+    y: Tensor  # [T, B, P] of one direction, after each step
     h0: Tensor  # [B, P]
     lengths: Tensor | None
     reset: Reset | None
     reverse: bool
+    anew: Tensor | None  # [B, P], the reset state; None: zero
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        """h before each row's first step ``[B, P]``, and before the others ``[(T-1)*B, P]``."""
+        """It before each row's first step ``[B, P]``, and before the others ``[(T-1)*B, P]``."""
         first, later = self.h0, self.y[1:] if self.reverse else self.y[:-1]
         if self.reset is not None:
-            mask, anew, _ = self.reset
-            cut, anew = mask[1:], 0 if anew is None else anew
+            mask = self.reset.mask
+            cut, anew = mask[1:], 0 if self.anew is None else self.anew
             if self.lengths is not None:
                 steps = torch.arange(1, len(mask), device=mask.device)
                 cut = cut & (steps.unsqueeze(-1) < self.lengths)
@@ -249,6 +265,31 @@ def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
             torch.mm(columns[:B].t(), first, out=rows)
             rows.addmm_(columns[B:].t(), later)
     return out
+
+
+def _unit_weight_grad(cell: Cell, d: Tensor, met: _Met, cells: Tensor, c0: Tensor) -> Tensor:
+    """Of each unit's own weights ``[V, H]``: sums of a gate's gradient times a state's value.
+
+    ``d`` is [T, B, D, H], ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H].
+    """
+    T, B, _, H = d.shape
+    wide, sums = reference.state_dtype(d.dtype), []
+    for weight in cell.weights:
+        rows, k = d[:, :, weight.gate].reshape(T * B, H).to(wide), weight.state - 1
+        if weight.after:
+            sums.append((rows * cells[:, k].reshape(T * B, H)).sum(0))
+            continue
+        of = met
+        if k >= 0:
+            anew = met.reset and met.reset.c
+            of = met._replace(y=cells[:, k], h0=c0[k], anew=None if anew is None else anew[k])
+        first, later = of.parts()
+        if met.reverse:
+            begin, rest = _first_step(rows, T, B, met.lengths), rows[: T * B - B]
+        else:
+            begin, rest = rows[:B], rows[B:]
+        sums.append((begin * first).sum(0) + (rest * later).sum(0))
+    return torch.stack(sums).to(d.dtype)
 
 
 def _bias_grads(cell: Cell, total: Tensor, need: Weights) -> list[Tensor | None]:

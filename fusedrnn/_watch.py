@@ -66,12 +66,13 @@ class Watch:
         c0: Tensor,
         lengths: Tensor | None,
         reset: Reset | None,
+        training: bool = False,
     ) -> Outputs:
         """``ops.sequence`` of layer ``number``."""
         trace, mine = bool(self.sinks), [i for i in self.interventions if i.layer == number]
         if mine:
             parts = [
-                _Direction(cell, x, weights, d, lengths, reset, trace).run(
+                _Direction(cell, x, weights, d, lengths, reset, trace, training).run(
                     h0[d], c0[d], [i for i in mine if i.direction == d]
                 )
                 for d in range(len(weights))
@@ -79,7 +80,9 @@ class Watch:
             y, *rest = zip(*parts, strict=True)
             outputs = (torch.cat(y, -1), *map(torch.stack, rest))
         else:
-            outputs = ops.sequence(cell, x, weights, h0, c0, lengths, reset, trace=trace)
+            outputs = ops.sequence(
+                cell, x, weights, h0, c0, lengths, reset, trace=trace, training=training
+            )
         for sink in self.sinks:
             sink.take(number, cell, outputs, len(weights))
         return outputs[:3]
@@ -96,6 +99,7 @@ class _Direction:
     lengths: Tensor | None
     reset: Reset | None
     trace: bool
+    training: bool
 
     def run(self, h: Tensor, c: Tensor, interventions: list[Intervention]) -> Outputs:
         """From the states h ``[B, P]`` and c ``[S-1, B, H]``; outputs without a direction."""
@@ -137,8 +141,9 @@ class _Direction:
             reset = Reset(reset.mask[a:b], *anew)
         h0, c0 = (torch.stack([torch.zeros_like(s)] * self.d + [s]) for s in (h, c))
         y, *rest = ops.sequence(
-            self.cell, self.x[a:b], weights, h0, c0, lengths, reset, trace=self.trace
-        )
+            self.cell, self.x[a:b], weights, h0, c0, lengths, reset, trace=self.trace,
+            training=self.training,
+        )  # fmt: skip
         P = h.shape[-1]
         return [y[..., self.d * P : (self.d + 1) * P], *(each[self.d] for each in rest)]
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import rnn
 from ._call import Weights
 from ._watch import Watch
-from .cells import CELLS, cell_name
+from .cells import CELLS, Cell, cell_name
 from .rnn import States
 
 _NOT_WITH_PACKED = {
@@ -45,13 +45,24 @@ class RecurrentLayer(nn.Module):
         *,
         weight_dropout: float = 0.0,
         dh_clip: float | None = None,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_sizes(input_size, hidden_size, num_layers, proj_size)
         _check_options(bias, batch_first, dropout, num_layers)
         _check_probability("weight_dropout", weight_dropout)
         check_bound("dh_clip", dh_clip)
-        self.cell, self.dh_clip = cell_name(cell, dh_clip=float(dh_clip or 0)), dh_clip
+        _check_probability("recurrent_dropout", recurrent_dropout)
+        zoneout_h, zoneout_c = _checked_zoneout(zoneout, CELLS[cell], proj_size)
+        self.cell = cell_name(
+            cell,
+            dh_clip=float(dh_clip or 0),
+            zoneout_h=zoneout_h,
+            zoneout_c=zoneout_c,
+            dropout=float(recurrent_dropout),
+        )
+        self.dh_clip, self.zoneout, self.recurrent_dropout = dh_clip, zoneout, recurrent_dropout
         self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
         self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
         self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
@@ -74,7 +85,13 @@ class RecurrentLayer(nn.Module):
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:
             shapes |= {"weight_hr": (self.proj_size, self.hidden_size)}
-        return shapes
+        return shapes | self._shapes_of_units()
+
+    def _shapes_of_units(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights that are each unit's own."""
+        cell = CELLS[self.cell]
+        name = "weight_hh" if cell.independent else "weight_ch"
+        return {name: (len(cell.weights) * self.hidden_size,)} if cell.weights else {}
 
     def _out_size(self) -> int:
         return self.proj_size or self.hidden_size
@@ -133,7 +150,12 @@ class RecurrentLayer(nn.Module):
         ]
 
     def _weights_of(self, layer: int, suffix: str) -> Weights:
-        weights = Weights(**{name: getattr(self, name + suffix) for name in self._shapes(layer)})
+        given = {name: getattr(self, name + suffix) for name in self._shapes(layer)}
+        for name in self._shapes_of_units():
+            own = given.pop(name)
+            given["weight_unit"] = own.view(-1, self.hidden_size)
+            given.setdefault("weight_hh", own.new_empty(self.hidden_size, 0))
+        weights = Weights(**given)
         if not (self.training and self.weight_dropout):
             return weights
         dropped = nn.functional.dropout(weights.weight_hh, self.weight_dropout)
@@ -144,6 +166,7 @@ class RecurrentLayer(nn.Module):
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
         defaults |= {"dropout": 0.0, "bidirectional": False, "weight_dropout": 0.0, "dh_clip": None}
+        defaults |= {"zoneout": 0.0, "recurrent_dropout": 0.0}
         shown = {n: getattr(self, n) for n, d in defaults.items() if getattr(self, n) != d}
         return ", ".join(parts + [f"{n}={v}" for n, v in shown.items()])
 
@@ -211,7 +234,7 @@ class RecurrentLayer(nn.Module):
         p, cell = self.dropout if self.training else 0.0, CELLS[self.cell]
         return rnn.run(
             cell, x, states, self._weights(), lengths, p, reset, reset_states,
-            self._watch, self._recompute,
+            self._watch, self._recompute, self.training,
         )  # fmt: skip
 
     def _check_input(self, x: Tensor, dims: int) -> None:
@@ -303,13 +326,41 @@ def _check_options(bias: bool, batch_first: bool, dropout: float, num_layers: in
         )
 
 
-def _check_probability(name: str, p: float) -> None:
+def _check_probability(name: str, p: float, of: str = "being zeroed") -> None:
     number = isinstance(p, numbers.Number) and not isinstance(p, bool)
     if not number or not 0 <= p <= 1:
         raise ValueError(
             f"{name} should be a number in range [0, 1] representing the probability of an "
-            f"element being zeroed, got {p!r}"
+            f"element {of}, got {p!r}"
         )
+
+
+def _checked_zoneout(
+    zoneout: float | tuple[float, float], cell: Cell, proj_size: int
+) -> tuple[float, float]:
+    """The probabilities that h, and that the inner states, stay."""
+    inner = len(cell.states) == 2
+    pair = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout if inner else 0.0)
+    if len(pair) != 2:
+        raise ValueError(f"zoneout is {zoneout!r}; it must be one number, or (p_h, p_c)")
+    for name, p in zip(("zoneout of h", "zoneout of c"), pair, strict=True):
+        _check_probability(name, p, "staying as it was")
+    if pair[1] and not inner:
+        raise ValueError(
+            f"zoneout is {zoneout!r} for a cell whose states are {', '.join(cell.states)}: p_c is "
+            "for LSTM's c; pass one number, for h"
+        )
+    if pair[0] and proj_size:
+        raise ValueError(
+            f"zoneout is {zoneout!r} and proj_size is {proj_size}: the kernels do not see h before "
+            "its projection; pass zoneout=(0, p_c) or no proj_size"
+        )
+    if pair[1] and cell.weights:
+        raise ValueError(
+            f"zoneout is {zoneout!r} and peephole is given: the output gate sees a c that zoneout "
+            "may not keep; pass zoneout=(p_h, 0) or no peephole"
+        )
+    return float(pair[0]), float(pair[1])
 
 
 def check_bound(name: str, value: float | None) -> None:

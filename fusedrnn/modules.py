@@ -45,6 +45,15 @@ class LSTM(RecurrentLayer):
         dh_clip: in backward, what arrives at the h of each step, from the output and from the step
             after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
             None: no bound.
+        peephole: ``"diagonal"``: gates see the unit's own c: i and f that before the step, o that
+            after it (Gers & Schmidhuber 2000), each through a weight of the unit's own. These are
+            ``weight_ch``, ``[3H]`` in the order i, f, o (f, o if coupled).
+        zoneout: in training, the probability that a unit's state stays as it was in a step, drawn
+            for each step, row and unit; p for both h and c, or (p_h, p_c). In evaluation old and
+            new are mixed in that proportion (Krueger et al. 2017). Not of h with ``proj_size``, nor
+            of c with ``peephole``.
+        recurrent_dropout: in training, dropout of g as it enters c, each step anew:
+            what is new may not reach the state, and what is old stays (Semeniuta et al. 2016).
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)``: ``input`` is
     ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]`` or a PackedSequence; ``hx`` is
@@ -87,13 +96,19 @@ class LSTM(RecurrentLayer):
         output_activation: str = "tanh",
         cell_clip: float | None = None,
         weight_dropout: float = 0.0,
+        peephole: str | None = None,
         dh_clip: float | None = None,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         if forget_bias is not None and not bias:
             raise ValueError(
                 f"forget_bias is {forget_bias} but bias is False: there is none to set"
             )
+        if peephole not in (None, "diagonal"):
+            raise ValueError(f"Unknown peephole {peephole!r}: it must be 'diagonal' or None")
         check_bound("cell_clip", cell_clip)
+        self.peephole = peephole
         self.forget_bias, self.coupled, self.cell_clip = forget_bias, bool(coupled), cell_clip
         self.candidate = checked_nonlinearity("candidate", candidate)
         self.cell_activation = checked_nonlinearity("cell_activation", cell_activation)
@@ -104,10 +119,12 @@ class LSTM(RecurrentLayer):
             update=cell_activation,
             output=output_activation,
             clip=float(cell_clip or 0),
+            peephole=peephole is not None,
         )
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
+            zoneout=zoneout, recurrent_dropout=recurrent_dropout,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
@@ -119,7 +136,7 @@ class LSTM(RecurrentLayer):
     def extra_repr(self) -> str:
         """As torch.nn, and the options that torch.nn does not have."""
         defaults = {"forget_bias": None, "coupled": False, "candidate": "tanh", "cell_clip": None}
-        defaults |= {"cell_activation": "identity", "output_activation": "tanh"}
+        defaults |= {"cell_activation": "identity", "output_activation": "tanh", "peephole": None}
         return super().extra_repr() + _options(self, defaults)
 
     def forward(
@@ -162,6 +179,11 @@ class SLSTM(RecurrentLayer):
         dh_clip: in backward, what arrives at the h of each step, from the output and from the step
             after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
             None: no bound.
+        zoneout: in training, the probability that a unit's h stays as it was in a step, drawn for
+            each step, row and unit; in evaluation old and new are mixed in that proportion
+            (Krueger et al. 2017).
+        recurrent_dropout: in training, dropout of z as it enters c, each step anew:
+            what is new may not reach the state, and what is old stays (Semeniuta et al. 2016).
 
     Parameters are named as torch.nn's, with rows in the order i, f, z, o.
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
@@ -191,10 +213,13 @@ class SLSTM(RecurrentLayer):
         *,
         weight_dropout: float = 0.0,
         dh_clip: float | None = None,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         super().__init__(
             "slstm", input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional, 0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
+            zoneout=zoneout, recurrent_dropout=recurrent_dropout,
         )  # fmt: skip
 
     def forward(
@@ -253,6 +278,11 @@ class GRU(_OneState):
         dh_clip: in backward, what arrives at the h of each step, from the output and from the step
             after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
             None: no bound.
+        zoneout: in training, the probability that a unit's h stays as it was in a step, drawn for
+            each step, row and unit; in evaluation old and new are mixed in that proportion
+            (Krueger et al. 2017).
+        recurrent_dropout: in training, dropout of n as it enters h, each step anew:
+            what is new may not reach the state, and what is old stays (Semeniuta et al. 2016).
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
     ``hx``, ``reset_hx`` and ``hn`` one tensor ``[L*D, B, H]``.
@@ -283,6 +313,8 @@ class GRU(_OneState):
         candidate: str = "tanh",
         weight_dropout: float = 0.0,
         dh_clip: float | None = None,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         self.reset_after = bool(reset_after)
         self.candidate = checked_nonlinearity("candidate", candidate)
@@ -290,6 +322,7 @@ class GRU(_OneState):
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
+            zoneout=zoneout, recurrent_dropout=recurrent_dropout,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -315,11 +348,20 @@ class RNN(_OneState):
         device: of the parameters.
         dtype: float64, float32, bfloat16 or float16.
         residual: see above.
+        independent: IndRNN (Li et al. 2018): each unit sees its own h' only, h = g(W x + b + w * h'
+            + b'), with one ``weight_hh`` ``[H]``; initialised uniformly in [0, 1). No product in
+            the loop: T steps cost what reading and writing them costs.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
         dh_clip: in backward, what arrives at the h of each step, from the output and from the step
             after it, is bounded to -dh_clip .. dh_clip (the clipped hidden error of Mikolov 2012).
             None: no bound.
+        zoneout: in training, the probability that a unit's h stays as it was in a step, drawn for
+            each step, row and unit; in evaluation old and new are mixed in that proportion
+            (Krueger et al. 2017).
+        recurrent_dropout: in training, dropout of g(...) as it is added to h', each step anew:
+            what is new may not reach the state, and what is old stays (Semeniuta et al. 2016); with
+            ``residual`` only.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`GRU`.
 
@@ -347,20 +389,44 @@ class RNN(_OneState):
         dtype: torch.dtype | None = None,
         *,
         residual: bool = False,
+        independent: bool = False,
         weight_dropout: float = 0.0,
         dh_clip: float | None = None,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
     ) -> None:
         self.nonlinearity = checked_nonlinearity("nonlinearity", nonlinearity)
-        self.residual = bool(residual)
-        cell = cell_name(f"rnn_{nonlinearity}", residual=self.residual)
+        self.residual, self.independent = bool(residual), bool(independent)
+        if recurrent_dropout and not residual:
+            raise ValueError(
+                f"recurrent_dropout is {recurrent_dropout} and residual is False: without it "
+                "all of h is new, and nothing would stay; pass residual=True, or zoneout="
+            )
+        if weight_dropout and independent:
+            raise ValueError(
+                f"weight_dropout is {weight_dropout} and independent is True: it drops elements of "
+                "a matrix that independent units do not have; pass one of the two"
+            )
+        cell = cell_name(
+            f"rnn_{nonlinearity}", residual=self.residual, independent=self.independent
+        )
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
+            zoneout=zoneout, recurrent_dropout=recurrent_dropout,
         )  # fmt: skip
 
+    def reset_parameters(self) -> None:
+        """Initialise as torch.nn does; an independent unit's weight within [0, 1)."""
+        super().reset_parameters()
+        for name, weight in self.named_parameters():
+            if self.independent and name.startswith("weight_hh"):
+                nn.init.uniform_(weight)
+
     def extra_repr(self) -> str:
-        """As torch.nn, and the nonlinearity where it is not tanh."""
-        return super().extra_repr() + _options(self, {"nonlinearity": "tanh", "residual": False})
+        """As torch.nn, and the options that torch.nn does not have."""
+        defaults = {"nonlinearity": "tanh", "residual": False, "independent": False}
+        return super().extra_repr() + _options(self, defaults)
 
 
 def _options(module: nn.Module, defaults: dict[str, object]) -> str:

@@ -9,7 +9,7 @@ projection's size), G gates, S states, K saved values, D gradient vectors (fused
 import torch
 from torch import Tensor
 
-from . import _autograd, _backend, _native, reference
+from . import _autograd, _backend, _native, random, reference
 from ._call import Reset, Weights
 from .cells import CELLS, Cell
 from .reference import state_dtype
@@ -17,14 +17,15 @@ from .triton import sequence as triton_sequence
 
 # Lists hold one tensor for each direction; of biases and projections, all or none.
 _FORWARD = (
-    "(str cell, Tensor[] gx, Tensor[] weight_hh, Tensor[] bias_hh, Tensor[] weight_hr, Tensor h0,"
-    " Tensor c0, Tensor? lengths, Tensor? reset, Tensor? reset_h, Tensor? reset_c, bool save)"
+    "(str cell, Tensor[] gx, Tensor[] weight_hh, Tensor[] bias_hh, Tensor[] weight_hr,"
+    " Tensor[] weight_unit, Tensor? seed, Tensor h0, Tensor c0, Tensor? lengths, Tensor? reset,"
+    " Tensor? reset_h, Tensor? reset_c, bool save)"
     " -> (Tensor y, Tensor hn, Tensor cn, Tensor saved, Tensor cells, Tensor hidden)"
 )
 _BACKWARD = (
     "(str cell, Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor y, Tensor h0, Tensor c0,"
-    " Tensor[] weight_hh, Tensor[] weight_hr, Tensor? lengths, Tensor? reset, Tensor? reset_h,"
-    " Tensor? reset_c, Tensor saved, Tensor cells)"
+    " Tensor[] weight_hh, Tensor[] weight_hr, Tensor[] weight_unit, Tensor? seed, Tensor? lengths,"
+    " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor saved, Tensor cells)"
     " -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh, Tensor dreset_h, Tensor dreset_c)"
 )
 
@@ -35,6 +36,8 @@ def _fake_forward(
     weight_hh: list[Tensor],
     bias_hh: list[Tensor],
     weight_hr: list[Tensor],
+    weight_unit: list[Tensor],
+    seed: Tensor | None,
     h0: Tensor,
     c0: Tensor,
     lengths: Tensor | None,
@@ -44,7 +47,7 @@ def _fake_forward(
     save: bool,
 ) -> tuple[Tensor, ...]:
     record, x = CELLS[cell], gx[0]
-    N, T, B, P = len(gx), x.shape[0], x.shape[1], weight_hh[0].shape[1]
+    N, T, B, P = len(gx), x.shape[0], x.shape[1], h0.shape[2]
     S, H = len(record.states), weight_hh[0].shape[0] // len(record.gates)
     new, wide = x.new_empty, state_dtype(x.dtype)
     return (
@@ -67,6 +70,8 @@ def _fake_backward(
     c0: Tensor,
     weight_hh: list[Tensor],
     weight_hr: list[Tensor],
+    weight_unit: list[Tensor],
+    seed: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
     reset_h: Tensor | None,
@@ -112,6 +117,7 @@ def sequence(
     reset: Reset | None = None,
     trace: bool = False,
     recompute: bool = False,
+    training: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run one layer over a whole sequence.
 
@@ -129,6 +135,7 @@ def sequence(
         trace: also return what the cell saves for backward, and its other states, of all steps.
         recompute: keep for backward only the arguments and y, and run the op again then: the same
             bits for the time of one more forward. (The reference keeps everything.)
+        training: whether a cell with zoneout or dropout draws, from torch's generator.
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones
     have float32 state and accumulation.
@@ -143,13 +150,14 @@ def sequence(
     """
     projected = weights[0].weight_hr is not None
     backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, projected))
+    seed = random.seeds(len(weights), x.device) if training and cell.random else None
     if backend == "reference":
-        return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace)
+        return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace, seed)
     mask, *anew = (None, None, None) if reset is None else reset
     leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
         return _autograd.Sequence.apply(
-            cell.name, backend, trace, recompute, lengths, mask, *leaves
+            cell.name, backend, trace, recompute, seed, lengths, mask, *leaves
         )
-    outputs = _autograd.forward(cell.name, backend, lengths, mask, leaves, save=trace)
+    outputs = _autograd.forward(cell.name, backend, seed, lengths, mask, leaves, save=trace)
     return outputs[: 5 if trace else 3]

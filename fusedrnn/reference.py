@@ -3,12 +3,15 @@
 Differentiable to any order by autograd; everything else in the package must agree with it.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from . import random
 from ._call import Reset, Weights
-from .cells import Cell
+from .cells import Cell, PerUnit
 
 Result = tuple[Tensor, ...]
 
@@ -27,14 +30,19 @@ def sequence(
     lengths: Tensor | None = None,
     reset: Reset | None = None,
     trace: bool = False,
+    seed: Tensor | None = None,
 ) -> Result:
-    """One layer over a whole sequence. See ``ops.sequence`` for the arguments."""
+    """One layer over a whole sequence. See ``ops.sequence`` for the arguments.
+
+    ``seed`` ``[N]`` is where a cell with random options draws from; None: it takes the means.
+    """
     results = []
     with torch.autocast(x.device.type, enabled=False):  # dtypes are the caller's choice
         for d, w in enumerate(weights):
             gx = x[d] if w.weight_ih is None else linear(x, w.weight_ih, w.bias_ih)
             anew = reset and reset.of(d)
-            results.append(_direction(cell, gx, w, h0[d], c0[d], lengths, anew, d == 1, trace))
+            of = None if seed is None else seed[d]
+            results.append(_direction(cell, gx, w, h0[d], c0[d], lengths, anew, d == 1, trace, of))
     y, *rest = zip(*results, strict=True)
     return torch.cat(y, -1), *map(torch.stack, rest)
 
@@ -61,6 +69,13 @@ class _Limited(torch.autograd.Function):
         return h.view_as(h)
 
 
+def _drawn(seed: Tensor | None, t: int, like: Tensor, stream: int, p: float) -> Tensor | float:
+    """The share of what is new: 0 or 1 for each unit, or the mean."""
+    if seed is None:
+        return 1 - p
+    return random.kept(seed, t, *like.shape, stream, p).to(like.dtype)
+
+
 def _direction(
     cell: Cell,
     gx: Tensor,
@@ -71,13 +86,16 @@ def _direction(
     reset: Reset | None,
     reverse: bool,
     trace: bool,
+    seed: Tensor | None,
 ) -> Result:
     dtype, wide = gx.dtype, state_dtype(gx.dtype)
     T, gates = len(gx), len(cell.gates)
-    W = w.weight_hh.to(wide).unflatten(0, (gates, -1))  # [G, H, P]
+    W = w.weight_hh.to(wide).unflatten(0, (gates, len(w.weight_hh) // gates))  # [G, H, P]
     bias = None if w.bias_hh is None else w.bias_hh.to(wide).unflatten(0, (gates, -1))  # [G, H]
 
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
+        if cell.independent:
+            return (0 if bias is None else bias[0],)
         v = v.to(dtype).to(wide)  # what meets the weights is rounded to the data's dtype
         b = None if bias is None else bias[first:last].flatten()
         return linear(v, W[first:last].flatten(0, 1), b).chunk(last - first, -1)
@@ -85,6 +103,7 @@ def _direction(
     def select(rows: Tensor, a: tuple, b: tuple) -> tuple[Tensor, ...]:
         return tuple(torch.where(rows, i, j) for i, j in zip(a, b, strict=True))
 
+    weight = () if w.weight_unit is None else w.weight_unit.to(wide).unbind(0)
     states = (h0.to(wide), *c0.to(wide).unbind(0))
     anew: tuple = (0,) * len(states)
     if reset is not None and reset.h is not None:
@@ -96,7 +115,17 @@ def _direction(
         if cut is not None:
             states = select(cut, anew, states)
         x = gx[t].to(wide).chunk(gates, -1)
-        new, saved = cell.reference(x, states, recur)
+        draw, drop, p = partial(_drawn, seed, t, x[0]), None, cell.dropout
+        if p and seed is not None:
+            drop = draw(random.DROP, p) * (1 / (1 - p) if p < 1 else 0)
+        new, saved = cell.reference(x, states, recur, PerUnit(weight, drop))
+        if cell.zoneout_c:
+            share = draw(random.KEEP_C, cell.zoneout_c)
+            inner = zip(new[1:], states[1:], strict=True)
+            new = (new[0], *(share * a + (1 - share) * b for a, b in inner))
+        if cell.zoneout_h:
+            share = draw(random.KEEP_H, cell.zoneout_h)
+            new = (share * new[0] + (1 - share) * states[0], *new[1:])
         if w.weight_hr is not None:
             new = (linear(new[0].to(dtype).to(wide), w.weight_hr.to(wide)), *new[1:])
         if cell.dh_clip:

@@ -28,6 +28,7 @@ def run(
     reset_states: States | None = None,
     watch: Watch | None = None,
     recompute: str = "none",
+    training: bool = False,
 ) -> tuple[Tensor, States]:
     """Run stacked layers, each of one or two directions, over ``x``.
 
@@ -44,6 +45,7 @@ def run(
         watch: who runs the layers in place of the op, if someone watches (gates.py).
         recompute: what backward makes again instead of finding it saved: "none", the "gates", or
             the gates "chunks" of the sequence at a time.
+        training: whether a cell with zoneout or dropout draws.
 
     Returns:
         y ``[T, B, D*P]`` and the final states, shaped as ``states``.
@@ -60,11 +62,11 @@ def run(
                 reset, *(_of_layer(reset_states, number, len(layer)) if reset_states else ())
             )
         if watch:
-            run_layer = partial(watch.sequence, number)
+            run_layer = partial(watch.sequence, number, training=training)
         elif recompute == "chunks":
-            run_layer = _in_chunks
+            run_layer = partial(_in_chunks, training=training)
         else:
-            run_layer = partial(ops.sequence, recompute=recompute == "gates")
+            run_layer = partial(ops.sequence, recompute=recompute == "gates", training=training)
         x, *final = run_layer(cell, x, layer, h0, c0, lengths, anew)
         finals.append(final)
     hn, cn = (torch.cat(f) if len(f) > 1 else f[0] for f in zip(*finals, strict=True))
@@ -79,6 +81,7 @@ def _in_chunks(
     c: Tensor,
     lengths: Tensor | None,
     reset: Reset | None,
+    training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``ops.sequence`` in about sqrt(T) calls of about sqrt(T) steps, each one recomputed alone."""
     T, outputs = len(x), []
@@ -89,7 +92,7 @@ def _in_chunks(
             cell, x[a:b], weights, h, c,
             None if lengths is None else (lengths - a).clamp(0, b - a),
             reset and reset._replace(mask=reset.mask[a:b]),
-            recompute=True,
+            recompute=True, training=training,
         )  # fmt: skip
         outputs.append(y)
     return torch.cat(outputs), h, c

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from fusedrnn import reference
 from fusedrnn._call import Reset, Weights
-from fusedrnn.cells import CELLS, Cell
+from fusedrnn.cells import CELLS, Cell, PerUnit
 
 # Options change a kernel's maths, not its code around it. What crosses many of them takes KINDS, a
 # cell of each kernel; units (test_cells.py), equations and each backend's values take EVERY one.
@@ -27,7 +27,25 @@ VARIANTS = (
     "gru_reset_before:candidate=identity",
     "rnn_sigmoid:residual=True",
 )
-EVERY = (*CELLS, *VARIANTS)
+# Cells whose units have weights of their own; and cells that draw, each option alone and all.
+OWN = (
+    "lstm:peephole=True",
+    "lstm_coupled:update=tanh:peephole=True",
+    "rnn_tanh:independent=True",
+    "rnn_identity:residual=True:independent=True",
+)
+RANDOM = (
+    "lstm:zoneout_h=0.3:zoneout_c=0.4:dropout=0.2",
+    "lstm:zoneout_c=0.5",
+    "lstm_coupled:update=tanh:zoneout_h=0.5:zoneout_c=0.25",
+    "lstm:peephole=True:zoneout_h=0.3:dropout=0.5",
+    "slstm:zoneout_h=0.25:dropout=0.3",
+    "gru:zoneout_h=0.3:dropout=0.2",
+    "gru_reset_before:zoneout_h=0.5:dropout=0.5",
+    "rnn_tanh:zoneout_h=0.5",
+    "rnn_relu:residual=True:independent=True:zoneout_h=0.1:dropout=0.2",
+)
+EVERY = (*CELLS, *VARIANTS, *OWN)
 # Where c meets its bound the slope jumps: for float64, where no rounding decides on which side.
 CLIPPED = (
     "lstm:clip=0.2",
@@ -114,7 +132,10 @@ def inputs(cell: Cell, case: Case, dtype: torch.dtype, device: str = "cpu") -> R
         gain = 0.25
     tensors = {"x": x}
     for d in range(N):
-        tensors[f"weight_hh{d}"] = normal(G * H, P, scale=gain * P**-0.5)
+        depth = 0 if cell.independent else P
+        tensors[f"weight_hh{d}"] = normal(G * H, depth, scale=gain * P**-0.5)
+        if cell.weights:
+            tensors[f"weight_unit{d}"] = normal(len(cell.weights), H, scale=gain * 0.5)
         if case.bias:
             tensors[f"bias_hh{d}"] = normal(G * H, scale=H**-0.5)
         if case.P:
@@ -133,6 +154,7 @@ def arguments(case: Case, tensors: Result) -> tuple:
         Weights(
             None, tensors[f"weight_hh{d}"], None,
             tensors.get(f"bias_hh{d}"), tensors.get(f"weight_hr{d}"),
+            tensors.get(f"weight_unit{d}"),
         )
         for d in range(case.directions)
     )  # fmt: skip
@@ -146,14 +168,16 @@ def arguments(case: Case, tensors: Result) -> tuple:
     return tensors["x"], weights, tensors["h0"], tensors["c0"], lengths, reset
 
 
-def native(case: Case, tensors: Result) -> list:
+def native(case: Case, tensors: Result, seed: Tensor | None = None) -> list:
     """The forward op's own arguments after the cell, but for ``save``."""
     x, weights, h0, c0, lengths, reset = arguments(case, tensors)
     lists = [
         [t for t in kind if t is not None]
-        for kind in zip(*((w.weight_hh, w.bias_hh, w.weight_hr) for w in weights), strict=True)
+        for kind in zip(
+            *((w.weight_hh, w.bias_hh, w.weight_hr, w.weight_unit) for w in weights), strict=True
+        )
     ]
-    return [list(x), *lists, h0, c0, lengths, *(reset or (None, None, None))]
+    return [list(x), *lists, seed, h0, c0, lengths, *(reset or (None, None, None))]
 
 
 def run(function: Run, cell: Cell, case: Case, tensors: Result, dtype: torch.dtype) -> Result:
@@ -208,6 +232,8 @@ def _plain_direction(
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
         rows = slice(first * H, last * H)
         b = None if w.bias_hh is None else w.bias_hh[rows]
+        if cell.independent:
+            return (0 if b is None else b,)
         return linear(v, w.weight_hh[rows], b).chunk(last - first, -1)
 
     def choose(rows: Tensor, a: tuple, b: tuple) -> tuple[Tensor, ...]:
@@ -219,7 +245,8 @@ def _plain_direction(
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < T:
             states = choose(reset.mask[boundary] & (boundary < end), anew, states)
-        new, _ = cell.reference(gx[t].chunk(gates, -1), states, recur)
+        own = PerUnit(() if w.weight_unit is None else w.weight_unit.unbind(0))
+        new, _ = cell.reference(gx[t].chunk(gates, -1), states, recur, own)
         if w.weight_hr is not None:
             new = (linear(new[0], w.weight_hr), *new[1:])
         states = choose(t < end, new, states)

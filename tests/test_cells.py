@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from sequence_case import CLIPPED, EVERY
+from sequence_case import CLIPPED, EVERY, RANDOM
 
 from fusedrnn import _native
-from fusedrnn.cells import CELLS
+from fusedrnn.cells import CELLS, PerUnit
 
 # dh_clip is the kernels', not a unit's.
-NAMES = EVERY + tuple(name for name in CLIPPED if "dh_clip" not in name)
+NAMES = EVERY + RANDOM + tuple(name for name in CLIPPED if "dh_clip" not in name)
 units = pytest.importorskip(
     "fusedrnn.fusedrnn_units",
     reason="the unit bindings are not built: FUSEDRNN_TESTING=1 pip install -e .",
@@ -39,8 +39,11 @@ def random(cell, seed=0):
     return x, s, w
 
 
+OWN = (0.7, -0.4, 0.9, 1.25, 0.3, 0.6)  # weights, drop, keep_h, keep_c
+
+
 def forward(cell, x, s, w):
-    return units.forward(cell.name, x, s, w)
+    return units.forward(cell.name, x, s, w, OWN)
 
 
 @cells
@@ -49,7 +52,10 @@ def test_a_unit_is_the_reference(cell, seed):
     x, s, w = random(cell, seed)
     tensor = lambda v: torch.tensor([[v]], dtype=torch.float64)  # noqa: E731
     recur = lambda v, first=0, last=None: [w[g] * v for g in range(len(w))[first:last]]  # noqa: E731
-    truth, kept = cell.reference(tuple(map(tensor, x)), tuple(map(tensor, s)), recur)
+    own = PerUnit(OWN[: len(cell.weights)], OWN[3] if cell.dropout else None)
+    truth, kept = cell.reference(tuple(map(tensor, x)), tuple(map(tensor, s)), recur, own)
+    shares = [OWN[4] if cell.zoneout_h else 1] + [OWN[5] if cell.zoneout_c else 1] * (len(s) - 1)
+    truth = [p * a + (1 - p) * b for p, a, b in zip(shares, truth, s, strict=True)]
     out, saved = forward(cell, x, s, w)
     np.testing.assert_allclose(out, [t.item() for t in truth], rtol=1e-14)
     assert len(saved) == len(kept) == len(cell.saved)
@@ -62,7 +68,7 @@ def test_a_unit_backward_is_its_derivative(cell, seed):
     x, s, w = random(cell, seed)
     out, saved = forward(cell, x, s, w)
     dout = np.random.default_rng(seed + 100).normal(size=len(out))
-    dx, ds, dw = units.backward(cell.name, saved, s, out, dout, w)
+    dx, ds, dw = units.backward(cell.name, saved, s, out, dout, w, OWN)
     step = 1e-6
     for values, grads in ((x, dx), (s, ds), (w, dw)):
         for i in range(len(values)):

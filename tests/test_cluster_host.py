@@ -134,10 +134,10 @@ def test_both_directions_at_once_are_two_calls(on, name):
 def test_absent_gradients_are_zero(on, name, missing):
     on(Cluster(1))
     cell, case, device = CELLS[name], Case(3, 2, 5, directions=2), stepwise.Host()
-    gx, W, b, R, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
+    gx, W, b, R, V, seed, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
     y, hn, cn, saved, cells, _ = device.forward(cell.name, *given, True)
     dout = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "dcn": torch.ones_like(cn)}
-    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
     with_zero = device.backward(name, *(dout | {missing: dout[missing] * 0}).values(), *rest)
     without = device.backward(name, *(dout | {missing: None}).values(), *rest)
     assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
@@ -157,10 +157,10 @@ def test_no_steps(on, name):
     on(Cluster(1))
     case = Case(0, 3, 4, directions=2, reset="given")
     given = native(case, inputs(CELLS[name], case, torch.float16))
-    gx, W, b, R, h0, c0, *spans = given
+    gx, W, b, R, V, seed, h0, c0, *spans = given
     y, hn, cn, saved, cells, _ = stepwise.Host().forward(name, *given, True)
     assert y.numel() == 0 and torch.equal(hn, h0) and torch.equal(cn, c0)
-    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
     _, dh0, dc0, _, *dreset = stepwise.Host().backward(name, None, hn, cn, *rest)
     assert torch.equal(dh0, hn) and torch.equal(dc0, cn)
     assert not any(t.any() for t in dreset)

@@ -4,6 +4,8 @@ Shows that indices, tiles, barriers and equations are right. Shows nothing of a 
 model or compiler: tests/test_gpu.py does.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from exactness import assert_close64
@@ -11,6 +13,7 @@ from sequence_case import (
     CELLS,
     DTYPES,
     KINDS,
+    RANDOM,
     Case,
     arguments,
     cases,
@@ -95,11 +98,11 @@ class Host:
         return {key: views[key].clone() for key in made}
 
     def forward(
-        self, cell, gx, weight_hh, bias_hh, weight_hr, h0, c0, lengths, reset, reset_h, reset_c,
-        save,
+        self, cell, gx, weight_hh, bias_hh, weight_hr, weight_unit, seed, h0, c0, lengths, reset,
+        reset_h, reset_c, save,
     ):  # fmt: skip
         given = {"gx": gx, "weight_hh": weight_hh, "bias_hh": bias_hh, "weight_hr": weight_hr}
-        given |= {"h0": h0, "c0": c0, "lengths": lengths}
+        given |= {"h0": h0, "c0": c0, "lengths": lengths, "weight_unit": weight_unit, "seed": seed}
         given |= {"reset": reset, "reset_h": reset_h, "reset_c": reset_c}
         record, dtype, T = CELLS[cell], h0.dtype, len(gx[0])
         (N, B, P), H = h0.shape, weight_hh[0].shape[0] // len(record.gates)
@@ -114,11 +117,12 @@ class Host:
         return tuple(got.get(k, empty) for k in ("y", "hn", "cn", "saved", "cells", "hidden"))
 
     def backward(
-        self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, lengths, reset, reset_h,
-        reset_c, saved, cells,
+        self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, weight_unit, seed, lengths,
+        reset, reset_h, reset_c, saved, cells,
     ):  # fmt: skip
         given = {"dy": dy, "dhn": dhn, "dcn": dcn, "y": y, "h0": h0, "c0": c0, "saved": saved}
         given |= {"weight_hh": weight_hh, "weight_hr": weight_hr, "cells": cells}
+        given |= {"weight_unit": weight_unit, "seed": seed}
         given |= {"lengths": lengths, "reset": reset, "reset_h": reset_h, "reset_c": reset_c}
         record, dtype, T = CELLS[cell], h0.dtype, len(y)
         (N, B, P), H = h0.shape, weight_hh[0].shape[0] // len(record.gates)
@@ -133,20 +137,22 @@ class Host:
         return tuple(got.get(k, h0.new_empty(0)) for k in names)
 
 
-def sequence(cell, x, weights, h0, c0, lengths=None, reset=None):
+def sequence(cell, x, weights, h0, c0, lengths=None, reset=None, seed=None):
     """ops.sequence with gradients, but on the CUDA kernels wherever the tensors are."""
     mask, *anew = (None, None, None) if reset is None else reset
     leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
-    return _autograd.Sequence.apply(cell.name, "cuda", False, False, lengths, mask, *leaves)
+    return _autograd.Sequence.apply(cell.name, "cuda", False, False, seed, lengths, mask, *leaves)
 
 
 def round_trip(device, cell, case, tensors):
     """Results of the native forward op, and of the backward op on gradients of ones."""
-    gx, W, b, R, h0, c0, *spans = given = native(case, tensors)
+    gx, W, b, R, V, seed, h0, c0, *spans = given = native(case, tensors)
     forward = device.forward(cell.name, *given, True)
     y, hn, cn, saved, cells, _ = forward
     dout = [torch.ones_like(t) for t in (y, hn, cn)]
-    return forward, device.backward(cell.name, *dout, y, h0, c0, W, R, *spans, saved, cells)
+    return forward, device.backward(
+        cell.name, *dout, y, h0, c0, W, R, V, seed, *spans, saved, cells
+    )
 
 
 @pytest.fixture
@@ -165,6 +171,18 @@ def test_against_float64(on_host, cell, case, dtype):
     theirs = run(plain, cell, case, tensors, dtype)
     true = truth(cell, case, tensors)
     check(run(sequence, cell, case, tensors, dtype), true, theirs, dtype, cell.name)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("seed", [None, (7, -(2**62))])
+def test_cells_that_draw(on_host, name, seed):
+    """The same numbers as the reference's, and without a seed the means."""
+    case = Case(5, 4, 35, directions=2, lengths=(2, 5, 0, 4), reset="given")
+    cell, tensors = CELLS[name], inputs(CELLS[name], case, torch.float64)
+    seeds = None if seed is None else torch.tensor(seed)
+    found = run(partial(sequence, seed=seeds), cell, case, tensors, torch.float64)
+    true = run(partial(reference.sequence, seed=seeds), cell, case, tensors, torch.float64)
+    assert_close64(found, true, name)
 
 
 @cells
@@ -241,10 +259,10 @@ def test_gradcheck(on_host, cell, reset):
 @pytest.mark.parametrize("missing", ["dy", "dhn", "dcn"])
 def test_absent_gradients_are_zero(cell, missing):
     case, device = Case(3, 2, 5, directions=2), Host()
-    gx, W, b, R, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float32))
+    gx, W, b, R, V, seed, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float32))
     y, hn, cn, saved, cells, _ = device.forward(cell.name, *given, True)
     dout = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "dcn": torch.ones_like(cn)}
-    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
     with_zero = device.backward(cell.name, *(dout | {missing: dout[missing] * 0}).values(), *rest)
     without = device.backward(cell.name, *(dout | {missing: None}).values(), *rest)
     assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
@@ -286,10 +304,10 @@ def test_empty_batch(on_host, cell):
 def test_no_steps(cell):
     """The states pass through."""
     case = Case(0, 3, 4, directions=2, reset="given")
-    gx, W, b, R, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
+    gx, W, b, R, V, seed, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
     y, hn, cn, saved, cells, _ = Host().forward(cell.name, *given, True)
     assert y.numel() == 0 and torch.equal(hn, h0) and torch.equal(cn, c0)
-    rest = (y, h0, c0, W, R, *spans, saved, cells)
+    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
     _, dh0, dc0, _, *dreset = Host().backward(cell.name, None, hn, cn, *rest)
     assert torch.equal(dh0, hn) and torch.equal(dc0, cn)
     assert not any(t.any() for t in dreset)

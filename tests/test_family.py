@@ -325,6 +325,6 @@ def test_names_with_options():
 def _native_forward(cell):
     x = torch.zeros(1, 1, 6)
     torch.ops.fusedrnn.sequence_forward.native(
-        cell, [x], [torch.zeros(6, 2)], [], [], x[:, :, :2], x[:0, :, :2], None, None, None, None,
-        False,
+        cell, [x], [torch.zeros(6, 2)], [], [], [], None, x[:, :, :2], x[:0, :, :2],
+        None, None, None, None, False,
     )  # fmt: skip

@@ -144,8 +144,8 @@ def test_opcheck(name, ragged, device):
     arguments = (name, *given, True)
     opcheck(forward, arguments)
     y, hn, cn, saved, kept, _ = forward(*arguments)
-    _, W, _, R, h0, c0, *spans = given
-    rest = (y, h0, c0, W, R, *spans, saved, kept)
+    _, W, _, R, V, seed, h0, c0, *spans = given
+    rest = (y, h0, c0, W, R, V, seed, *spans, saved, kept)
     opcheck(backward, (name, *map(torch.randn_like, (y, hn, cn)), *rest))
     opcheck(backward, (name, torch.randn_like(y), None, None, *rest))
 

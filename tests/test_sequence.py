@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import assert_close64
-from sequence_case import CLIPPED, EVERY, KINDS, Case, arguments, inputs, native, run, truth
+from sequence_case import CLIPPED, EVERY, KINDS, RANDOM, Case, arguments, inputs, native, run, truth
 from torch.library import opcheck
 
 import fusedrnn
@@ -43,6 +43,26 @@ def test_every_variant_equals_the_reference(name, device):
     tensors = inputs(cell, case, torch.float64, device)
     ours = run(ops.sequence, cell, case, tensors, torch.float64)
     assert_close64(ours, truth(cell, case, tensors), name)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("training", [False, True])
+def test_cells_that_draw_equal_the_reference(name, training, device):
+    """They draw the same numbers: masks lie in no tensor, and backward draws them again."""
+    cell, case = CELLS[name], Case(5, 4, 35, directions=2, lengths=(2, 5, 0, 4), reset="given")
+    tensors = inputs(cell, case, torch.float64, device)
+
+    def drawn(cell, *args):
+        torch.manual_seed(5)
+        return ops.sequence(cell, *args, training=training)
+
+    ours = run(drawn, cell, case, tensors, torch.float64)
+    with fusedrnn.backend("reference"):
+        assert_close64(ours, run(drawn, cell, case, tensors, torch.float64), name)
+    if training:
+        assert not torch.equal(
+            ours["y"], run(ops.sequence, cell, case, tensors, torch.float64)["y"]
+        )
 
 
 def flat(cell, case, tensors):
@@ -245,12 +265,12 @@ def test_opcheck(cell, directions, lengths):
         opcheck(torch.ops.fusedrnn.sequence_forward.native, forward)
         opcheck(torch.ops.fusedrnn.sequence_forward.native, [*forward[:-1], False])
         y, hn, cn, saved, kept, _ = torch.ops.fusedrnn.sequence_forward.native(*forward)
-        _, W, _, r, h0, c0, *spans = given
+        _, W, _, r, v, seed, h0, c0, *spans = given
         grads = (torch.randn_like(y), torch.randn_like(hn), torch.randn_like(cn))
         for some in (grads, (grads[0], None, None)):
             opcheck(
                 torch.ops.fusedrnn.sequence_backward.native,
-                (cell.name, *some, y, h0, c0, W, r, *spans, saved, kept),
+                (cell.name, *some, y, h0, c0, W, r, v, seed, *spans, saved, kept),
             )
 
 
@@ -283,14 +303,16 @@ def test_many_steps(device):
         (3, lambda b: [b[0][:-1]], "bias_hh has shape"),
         (3, lambda b: b * 2, "bias_hh must hold"),
         (4, lambda r: [torch.zeros(5, 5)] * 2, "weight_hr must hold"),
-        (5, lambda h: h[:, :-1], "h0 has shape"),
-        (5, lambda h: h.float(), "matching dtypes"),
-        (6, lambda c: c[..., :-1], "c0 has shape"),
-        (8, lambda m: m[:-1], "reset has shape"),
-        (8, lambda m: m.long(), "matching dtypes|dtype"),
-        (8, lambda m: None, "without reset"),
-        (9, lambda h: None, "given together"),
-        (10, lambda c: c[:, :, :-1], "reset_c has shape"),
+        (5, lambda v: [torch.zeros(3, 5)], "weight_unit must hold 0 tensors"),
+        (6, lambda s: torch.zeros(2), "seed has shape"),
+        (7, lambda h: h[:, :-1], "h0 has shape"),
+        (7, lambda h: h.float(), "matching dtypes"),
+        (8, lambda c: c[..., :-1], "c0 has shape"),
+        (10, lambda m: m[:-1], "reset has shape"),
+        (10, lambda m: m.long(), "matching dtypes|dtype"),
+        (10, lambda m: None, "without reset"),
+        (11, lambda h: None, "given together"),
+        (12, lambda c: c[:, :, :-1], "reset_c has shape"),
     ],
 )
 def test_the_op_checks_what_would_read_out_of_bounds(index, change, message):

@@ -76,10 +76,10 @@ def call(name, dtype, kernel, shared):
         h0, c0 = zeros(N, B, P), zeros(N, S - 1, B, H)
         spans = (None, None, None, None) if N == 1 else (lengths, mask, h0, c0)
         y, hn, cn, saved, cells, _ = sequence.sequence_forward(
-            name, gx * N, weight_hh * N, bias_hh * N, weight_hr * N, h0, c0, *spans, True
+            name, gx * N, weight_hh * N, bias_hh * N, weight_hr * N, [], None, h0, c0, *spans, True
         )
         sequence.sequence_backward(
-            name, y, hn, cn, y, h0, c0, weight_hh * N, weight_hr * N, *spans, saved, cells
+            name, y, hn, cn, y, h0, c0, weight_hh * N, weight_hr * N, [], None, *spans, saved, cells
         )
 
 

@@ -3,7 +3,7 @@
 //   r, z = sigmoid(W x + b + U h' + b')         gate order r, z, n
 //   n = tanh(W_n x + b_n + U_n p + b'_n),  p = r * h'
 //   h = (1 - z) * n + z * h'
-// Option: candidate, the nonlinearity of n.
+// Options: candidate, the nonlinearity of n; dropout, of n in h.
 #pragma once
 #include "../cell.h"
 #include "nonlinearity.h"
@@ -15,6 +15,7 @@ struct GRUResetBefore {
   static constexpr const char* kName = "gru_reset_before";
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 3, kSecond = 1, kOperand = 3;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
+  FRNN_HD static constexpr int weights(const CellOptions&) { return 0; }
 
   template <class T>
   FRNN_HD static T operand(const CellOptions&, const T (&x)[3], const T (&u)[3], const T (&s)[1],
@@ -25,18 +26,21 @@ struct GRUResetBefore {
   }
 
   template <class T>
-  FRNN_HD static void forward(const CellOptions& options, const T (&x)[3], const T (&u)[3],
-                              const T (&s)[1], T (&out)[1], T (&saved)[4]) {
+  FRNN_HD static void forward(const CellOptions& options, const PerUnit<T>& p, const T (&x)[3],
+                              const T (&u)[3], const T (&s)[1], T (&out)[1], T (&saved)[4]) {
     const T z = saved[1], n = saved[2] = apply(options.candidate, x[2] + u[2]);
-    out[0] = (T(1) - z) * n + z * s[0];
+    out[0] = (T(1) - z) * (options.dropout > 0 ? p.drop * n : n) + z * s[0];
   }
 
   template <class T>
-  FRNN_HD static void backward(const CellOptions& options, const T (&saved)[4], const T (&s)[1],
-                               const T (&)[1], const T (&dout)[1], T (&d)[3], T (&ds)[1]) {
+  FRNN_HD static void backward(const CellOptions& options, const PerUnit<T>& p, const T (&saved)[4],
+                               const T (&s)[1], const T (&)[1], const T (&dout)[1], T (&d)[3],
+                               T (&ds)[1]) {
     const T z = saved[1], n = saved[2];
-    d[1] = dout[0] * (s[0] - n) * z * (T(1) - z);
-    d[2] = dout[0] * (T(1) - z) * slope(options.candidate, n);
+    T dn = dout[0] * (T(1) - z) * slope(options.candidate, n), m = n;
+    if (options.dropout > 0) dn = p.drop * dn, m = p.drop * n;
+    d[1] = dout[0] * (s[0] - m) * z * (T(1) - z);
+    d[2] = dn;
     ds[0] = dout[0] * z;
   }
 

@@ -2,7 +2,7 @@
 // new.
 //   f, o = sigmoid(W x + U h' + b),  g = tanh(W x + U h' + b)        gate order f, g, o
 //   c = f * c' + (1 - f) * g,  h = o * tanh(c)
-// Options: as in lstm.h.
+// Options: as in lstm.h; with peephole f sees c' and o sees c.
 #pragma once
 #include "../cell.h"
 #include "inner_state.h"
@@ -14,28 +14,41 @@ struct LSTMCoupled {
   static constexpr const char* kName = "lstm_coupled";
   static constexpr int kGates = 3, kStates = 2, kSaved = 3, kGrads = 3, kSecond = 0;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
+  FRNN_HD static constexpr int weights(const CellOptions& o) { return o.peephole ? 2 : 0; }
 
   template <class T>
-  FRNN_HD static void forward(const CellOptions& options, const T (&x)[3], const T (&u)[3],
-                              const T (&s)[2], T (&out)[2], T (&saved)[3]) {
-    const T f = sigmoid(x[0] + u[0]), o = sigmoid(x[2] + u[2]);
+  FRNN_HD static void forward(const CellOptions& options, const PerUnit<T>& p, const T (&x)[3],
+                              const T (&u)[3], const T (&s)[2], T (&out)[2], T (&saved)[3]) {
+    const T f = sigmoid(peeping(options, x[0] + u[0], p.weight[0], s[1]));
     const T g = apply(options.candidate, x[1] + u[1]);
-    out[1] = updated(options, f * s[1] + (T(1) - f) * g);
-    out[0] = o * apply(options.output, out[1]);
+    const T c = updated(options, f * s[1] + (T(1) - f) * dropped(options, p, g));
+    const T o = sigmoid(peeping(options, x[2] + u[2], p.weight[1], c));
+    out[0] = o * apply(options.output, c);
+    out[1] = kept(options, p, c, s[1]);
     saved[0] = f, saved[1] = g, saved[2] = o;
   }
 
   template <class T>
-  FRNN_HD static void backward(const CellOptions& options, const T (&saved)[3], const T (&s)[2],
-                               const T (&out)[2], const T (&dout)[2], T (&d)[3], T (&ds)[2]) {
-    const T f = saved[0], g = saved[1], o = saved[2];
-    const T y = apply(options.output, out[1]);
-    const T dc = (dout[1] + dout[0] * o * slope(options.output, y)) * update_slope(options, out[1]);
-    d[0] = dc * (s[1] - g) * f * (T(1) - f);
-    d[1] = dc * (T(1) - f) * slope(options.candidate, g);
+  FRNN_HD static void backward(const CellOptions& options, const PerUnit<T>& p, const T (&saved)[3],
+                               const T (&s)[2], const T (&out)[2], const T (&dout)[2], T (&d)[3],
+                               T (&ds)[2]) {
+    const T f = saved[0], g = saved[1], o = saved[2], n = dropped(options, p, g);
+    T c = out[1], dc = dout[1];
+    ds[0] = ds[1] = T(0);
+    if (options.zoneout_c > 0) {
+      c = updated(options, f * s[1] + (T(1) - f) * n);
+      dc = p.keep_c * dout[1];
+      ds[1] = (T(1) - p.keep_c) * dout[1];
+    }
+    const T y = apply(options.output, c);
     d[2] = dout[0] * y * o * (T(1) - o);
-    ds[0] = T(0);
-    ds[1] = dc * f;
+    dc += dout[0] * o * slope(options.output, y);
+    if (options.peephole) dc += d[2] * p.weight[1];
+    dc = dc * update_slope(options, c);
+    d[0] = dc * (s[1] - n) * f * (T(1) - f);
+    d[1] = dc * dropped(options, p, T(1) - f) * slope(options.candidate, g);
+    ds[1] += dc * f;
+    if (options.peephole) ds[1] += d[0] * p.weight[0];
   }
 };
 

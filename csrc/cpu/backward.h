@@ -26,12 +26,15 @@ class BackwardPass {
         H(a.n.H),
         P(a.n.P),
         projected(a.weight_hr != nullptr),
-        w1(N1 * H, P, Rows::inputs, a.weight_hh, nullptr, T, a.n.threads),
-        w2(N2 * H, H, Rows::inputs, static_cast<const D*>(a.weight_hh) + N1 * H * P, nullptr, T,
+        w1(a.n.options.independent ? 0 : N1 * H, P, Rows::inputs, a.weight_hh, nullptr, T,
            a.n.threads),
-        wr(projected ? P : 0, H, Rows::inputs, a.weight_hr, nullptr, T, a.n.threads),
+        w2(N2 * H, N2 ? H : 0, Rows::inputs, static_cast<const D*>(a.weight_hh) + N1 * H * P,
+           nullptr, T, a.n.threads),
+        wr(projected ? P : 0, projected ? H : 0, Rows::inputs, a.weight_hr, nullptr, T,
+           a.n.threads),
         c0(Inner * B * H),
-        gates(2 * B * w1.row),
+        row(a.n.options.independent ? N1 * H : w1.row),
+        gates(2 * B * row),
         dh(B * wr.row),
         second(B * w2.row),
         direct(B * P),
@@ -52,8 +55,8 @@ class BackwardPass {
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? i : T - 1 - i;
       const int64_t later = i == 0 ? -1 : a.n.reverse ? t - 1 : t + 1;
-      const O* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * w1.row;
-      O* now = gates.get() + ((i + 1) % 2) * B * w1.row;
+      const O* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * row;
+      O* now = gates.get() + ((i + 1) % 2) * B * row;
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
       const auto nothing = [](const Tile<A>&) {};
       product(worker, B, following, w1, fetch, [&](const Tile<A>& tile) {
@@ -185,7 +188,7 @@ class BackwardPass {
       std::memset(in_rows(rows, row)(u), 0, u.n * sizeof(*rows));
     };
     for (int k = 0; k < N; ++k) clear(grads + k * H, N * H);
-    for (int g = 0; g < N1; ++g) clear(now + g * H, w1.row);
+    for (int g = 0; g < N1; ++g) clear(now + g * H, row);
     for (int g = 0; g < N2; ++g) clear(second.get() + g * H, w2.row);
   }
 
@@ -233,7 +236,7 @@ class BackwardPass {
       dout[k] = gather(p, in(dc.get() + (k - 1) * B * H, 1));
       stop(later, p, dout[k], in(danew_c.get() + (k - 1) * B * H, 1));
     });
-    Cell::backward(a.n.options, saved, s, out, dout, d, ds);
+    cell_backward<Cell>(a.n.options, own_values<Cell, D>(a, t, p), saved, s, out, dout, d, ds);
     if (!projected) scatter(p, ds[0], in(direct.get(), 1));
     each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, ds[k], in(dc.get() + (k - 1) * B * H, 1)); });
     each<N2>([&](auto g) FRNN_INLINE {
@@ -263,13 +266,13 @@ class BackwardPass {
   FRNN_INLINE void leave(int64_t t, const Two& p, O* now, const L (&d)[N]) {
     D* grads = static_cast<D*>(a.grads) + t * B * N * H;
     each<N1>([&](auto g)
-                 FRNN_INLINE { scatter(p, d[Cell::h_grad(g)], in_rows(now + g * H, w1.row)); });
+                 FRNN_INLINE { scatter(p, d[Cell::h_grad(g)], in_rows(now + g * H, row)); });
     each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(grads + k * H, N)); });
   }
 
   void finish(const Worker& worker) {
     const int64_t first = a.n.reverse ? T - 1 : 0;
-    const O* gates0 = gates.get() + (T % 2) * B * w1.row;
+    const O* gates0 = gates.get() + (T % 2) * B * row;
     product(
         worker, B, gates0, w1, [](const Tile<A>&) {},
         [&](const Tile<A>& tile) {
@@ -295,6 +298,7 @@ class BackwardPass {
   Panels<D, 1> w1, w2, wr;  // W_hh of the first gates and of the second product; W_hr
   Buffer<A> c0;
   // Gradients that meet weights, in rows as the products want them.
+  const int64_t row;  // from one row of gates to the next
   Buffer<O> gates;    // 2 * [B, N1*H]: h-gradients of the first gates, of two steps in turn
   Buffer<O> dh;       // [B, P]: gradient of the projected h
   Buffer<O> second;   // [B, N2*H]: h-gradients of the gates of the second product

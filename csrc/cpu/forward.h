@@ -1,6 +1,8 @@
 // A whole sequence forward on the CPU: in every step the recurrent product with the gates as its
 // epilogue, one barrier, and again where a cell has a second product or there is a projection.
 #pragma once
+#include "../cell.h"
+#include "../random.h"
 #include "../sequence.h"
 #include "product.h"
 
@@ -96,6 +98,59 @@ inline FRNN_INLINE auto in_rows(E* rows, int64_t row) {
              FRNN_INLINE { return rows + u.b * row + u.j; };
 }
 
+// 32 bits for each lane of a vector of A.
+typedef uint32_t FloatBits __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t DoubleBits __attribute__((vector_size(kVectorBytes / 2)));
+template <class A>
+using LaneBits = std::conditional_t<sizeof(A) == 4, FloatBits, DoubleBits>;
+
+// 1 where a unit's bits say that it is kept, with probability 1 - p; 0 elsewhere.
+template <class A>
+inline FRNN_INLINE Lanes<A> drawn(const Pair<A>& units, const uint64_t (&keys)[2], Stream stream,
+                                  double p) {
+  const Units<A>* const of[] = {&units.first, &units.second};
+  Lanes<A> x;
+  each<2>([&](auto i) FRNN_INLINE {
+    LaneBits<A> unit;
+    for (int l = 0; l < Vector<A>::lanes; ++l) unit[l] = uint32_t(of[i]->j) + l;
+    const LaneBits<A> bits = random_bits(keys[i], stream, unit);
+    const uint32_t below = bits_below(p);
+    for (int l = 0; l < Vector<A>::lanes; ++l) x.v[i][l] = bits[l] < below ? A(1) : A(0);
+  });
+  return x;
+}
+
+// What the units have of their own at step t: D is the tensors' type.
+template <class Cell, class D, class Args>
+inline FRNN_INLINE PerUnit<Lanes<State<D>>> own_values(const Args& a, int64_t t,
+                                                       const Pair<State<D>>& units) {
+  using A = State<D>;
+  const CellOptions& options = a.n.options;
+  PerUnit<Lanes<A>> own;
+  const int weights = Cell::weights(options);
+  if (weights > 0) {
+    each<3>([&](auto k) FRNN_INLINE {
+      const D* row = static_cast<const D*>(a.weight_unit) + (k < weights ? k : 0) * a.n.H;
+      own.weight[k] = gather(units, [=](const Units<A>& u) FRNN_INLINE { return row + u.j; });
+    });
+  }
+  if (!options.random()) return own;
+  own.keep_h = Lanes<A>(A(1 - options.zoneout_h)), own.keep_c = Lanes<A>(A(1 - options.zoneout_c));
+  if (a.seed) {
+    const uint64_t keys[] = {row_key(*a.seed, t, units.first.b),
+                             row_key(*a.seed, t, units.second.b)};
+    if (options.zoneout_h > 0) own.keep_h = drawn(units, keys, Stream::keep_h, options.zoneout_h);
+    if (options.zoneout_c > 0) own.keep_c = drawn(units, keys, Stream::keep_c, options.zoneout_c);
+    if (options.dropout > 0) {
+      const A scale = options.dropout < 1 ? A(1 / (1 - options.dropout)) : A(0);
+      own.drop = Lanes<A>(scale) * drawn(units, keys, Stream::drop, options.dropout);
+    }
+  } else {
+    own.drop = Lanes<A>(A(1));
+  }
+  return own;
+}
+
 template <class Cell, class D>
 class ForwardPass {
   using A = State<D>;
@@ -114,13 +169,15 @@ class ForwardPass {
         B(a.n.B),
         H(a.n.H),
         P(a.n.P),
-        w1(P, H, Rows::outputs, a.weight_hh, a.bias_hh, T, a.n.threads),
-        w2(N2 ? H : 0, H, Rows::outputs, part(a.weight_hh, N1 * H * P), part(a.bias_hh, N1 * H), T,
+        w1(a.n.depth(), H, Rows::outputs, a.weight_hh, a.bias_hh, T, a.n.threads),
+        w2(N2 ? H : 0, N2 ? H : 0, Rows::outputs, part(a.weight_hh, N1 * H * P),
+           part(a.bias_hh, N1 * H), T, a.n.threads),
+        wr(a.weight_hr ? H : 0, a.weight_hr ? P : 0, Rows::outputs, a.weight_hr, nullptr, T,
            a.n.threads),
-        wr(a.weight_hr ? H : 0, P, Rows::outputs, a.weight_hr, nullptr, T, a.n.threads),
         states(S * B * H),
         kept(N2 ? B * K * H : 0),
-        h(2 * B * w1.row),
+        row(a.n.options.independent ? P : w1.row),
+        h(2 * B * row),
         operand(B * (N2 ? w2.row : wr.row)) {}
 
   bool allocated() const { return w1 && w2 && wr && states && h && operand && kept; }
@@ -129,8 +186,8 @@ class ForwardPass {
     prepare(worker);
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? T - 1 - i : i;
-      const O* before = h.get() + (i % 2) * B * w1.row;
-      O* after = h.get() + ((i + 1) % 2) * B * w1.row;
+      const O* before = h.get() + (i % 2) * B * row;
+      O* after = h.get() + ((i + 1) % 2) * B * row;
       const int64_t next = i + 1 == T ? -1 : a.n.reverse ? t - 1 : t + 1;
       const auto units = [&](const Two& pair) FRNN_INLINE {
         where_alive(
@@ -184,7 +241,7 @@ class ForwardPass {
       const D* h0 = static_cast<const D*>(a.h0);
       const D* c0 = static_cast<const D*>(a.c0);
       for (int64_t b = 0; b < B; ++b)
-        for (int64_t j = 0; j < P; ++j) store(h.get()[b * w1.row + j], load(h0[b * P + j]));
+        for (int64_t j = 0; j < P; ++j) store(h.get()[b * row + j], load(h0[b * P + j]));
       if (kWide && !a.weight_hr)
         for (int64_t i = 0; i < B * H; ++i) states.get()[i] = load(h0[i]);
       for (int64_t i = 0; i < (S - 1) * B * H; ++i) states.get()[B * H + i] = load(c0[i]);
@@ -238,14 +295,14 @@ class ForwardPass {
     each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
     if constexpr (N2 > 0)
       each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(kept.get() + k * H, K)); });
-    Cell::forward(a.n.options, x, u, s, out, saved);
+    cell_forward<Cell>(a.n.options, own_values<Cell, D>(a, t, p), x, u, s, out, saved);
     each<S, !kWide>([&](auto k)
                         FRNN_INLINE { scatter(p, out[k], in(states.get() + k * B * H, 1)); });
     const L hidden = rounded<D>(out[0]);
     if (a.weight_hr) {
       scatter(p, hidden, in_rows(operand.get(), wr.row));
     } else {
-      scatter(p, hidden, in_rows(after, w1.row));
+      scatter(p, hidden, in_rows(after, row));
       scatter(p, hidden, in_y(t));
     }
     if (a.hidden) scatter(p, hidden, in(static_cast<D*>(a.hidden) + t * B * H, 1));
@@ -283,7 +340,7 @@ class ForwardPass {
         a.lengths, t, p,
         [&](const Two& q) FRNN_INLINE {
           const L hidden = rounded<D>(gather(q, [](const Units<A>& u) { return u.c; }));
-          scatter(q, hidden, in_rows(after, w1.row));
+          scatter(q, hidden, in_rows(after, row));
           scatter(q, hidden, in_y(t));
         },
         [&](const Units<A>& u) { rest(t, u, before, after); });
@@ -301,7 +358,7 @@ class ForwardPass {
   }
   void restart_h(int64_t next, const Units<A>& u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
-    reset_to(a.reset_h, u.b * P + u.j, u.n, in_rows(after, w1.row)(u));
+    reset_to(a.reset_h, u.b * P + u.j, u.n, in_rows(after, row)(u));
   }
   template <class E>
   static void reset_to(const void* state, int64_t at, int n, E* to) {
@@ -311,7 +368,7 @@ class ForwardPass {
 
   // Units of a row past its end: the state stays, y is zero.
   void rest(int64_t t, const Units<A>& u, const O* before, O* after) {
-    std::memcpy(in_rows(after, w1.row)(u), in_rows(before, w1.row)(u), u.n * sizeof(O));
+    std::memcpy(in_rows(after, row)(u), in_rows(before, row)(u), u.n * sizeof(O));
     std::memset(y_at(t, u.b, u.j), 0, u.n * sizeof(D));
   }
 
@@ -328,11 +385,11 @@ class ForwardPass {
   }
 
   void finish(const Worker& worker) {
-    const O* last = h.get() + (T % 2) * B * w1.row;
+    const O* last = h.get() + (T % 2) * B * row;
     const bool wide = kWide && !a.weight_hr;
     for (int64_t b = worker.first(B); b < worker.last(B); ++b)
       for (int64_t j = 0; j < P; ++j) {
-        const A h_n = wide ? states.get()[b * H + j] : load(last[b * w1.row + j]);
+        const A h_n = wide ? states.get()[b * H + j] : load(last[b * row + j]);
         store(static_cast<D*>(a.hn)[b * P + j], h_n);
       }
     const int64_t inner = (S - 1) * B * H;
@@ -346,6 +403,7 @@ class ForwardPass {
   Panels<D, N2 ? N2 : 1> w2;
   Panels<D, 1> wr;
   Buffer<A> states, kept;
+  const int64_t row;     // from one row of h to the next
   Buffer<O> h, operand;  // [2, B, P] and [B, H], rows as the products want them
 };
 

@@ -80,7 +80,7 @@ class Panels {
       : K(k),
         words(ceil_div(K, depth)),
         row(words * depth),
-        units(k ? units_ : 0),
+        units(units_),
         vectors(ceil_div(units, lanes)),
         count(ceil_div(vectors, kUnits)),
         rows_(rows),

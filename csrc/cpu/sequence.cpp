@@ -15,9 +15,12 @@ constexpr const char* kNoMemory = "out of memory for the CPU sequence kernel's b
 
 // A worker per this many multiply-adds of one step: below that a barrier costs more than it saves.
 constexpr int64_t kWorkPerThread = 32768;
+// A gate's own maths, in multiply-adds.
+constexpr int64_t kGateWork = 8;
 
 int workers(const SequenceSizes& n, int gates) {
-  const int64_t most = n.B * n.H * n.P * gates / kWorkPerThread;
+  const int64_t most =
+      n.B * n.H * (n.options.independent ? kGateWork : n.P) * gates / kWorkPerThread;
   return int(most < 1 ? 1 : most < n.threads ? most : n.threads);
 }
 

@@ -20,7 +20,8 @@ inline const char* kernel_asked_for() {
 inline bool operator==(const PlanProblem& a, const PlanProblem& b) {
   return a.gates == b.gates && a.states == b.states && a.second == b.second && a.T == b.T &&
          a.B == b.B && a.H == b.H && a.P == b.P && a.dtype == b.dtype &&
-         a.projection == b.projection && a.backward == b.backward && a.directions == b.directions;
+         a.projection == b.projection && a.backward == b.backward && a.directions == b.directions &&
+         a.stepwise_only == b.stepwise_only;
 }
 
 // The cluster kernel's plan if it is the one to run, else null. Remembered: calls come in rows of
@@ -54,9 +55,10 @@ bool by_cluster(const Args* p, int directions, bool backward, const char*& wrong
   }
   const GpuDevice* gpu = current_gpu();
   if (n.B == 0 || gpu == nullptr || std::strcmp(asked, "stepwise") == 0) return false;
-  const Plan* plan = cluster_plan({Cell::kGates, Cell::kStates, Cell::kSecond, n.T, n.B, n.H, n.P,
-                                   n.dtype, p->weight_hr != nullptr, backward, directions},
-                                  *gpu, forced);
+  const Plan* plan =
+      cluster_plan({Cell::kGates, Cell::kStates, Cell::kSecond, n.T, n.B, n.H, n.P, n.dtype,
+                    p->weight_hr != nullptr, backward, directions, n.options.stepwise_only()},
+                   *gpu, forced);
   if (plan == nullptr) return false;
   bool refused = !plan->obstacle.empty();
   const char* why = plan->obstacle.c_str();

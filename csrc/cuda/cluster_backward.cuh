@@ -242,7 +242,7 @@ struct ClusterBackward {
 #pragma unroll
       for (int k = 1; k < S; ++k) out[k] = Brief(of.after[k]);
       dout[0] = limited(n.options, dout[0] + Brief(widen(of.dy)));
-      Cell::backward(n.options, saved, s, out, dout, d, ds);
+      Cell::backward(n.options.without_stepwise_only(), {}, saved, s, out, dout, d, ds);
     }
 #pragma unroll
     for (int s = 0; s < S; ++s) carry[j][s] = live ? ds[s].v : dout[s].v;

@@ -241,7 +241,7 @@ struct ClusterForward {
     Brief of_x[G];
 #pragma unroll
     for (int g = 0; g < G; ++g) of_x[g] = Brief(widen(x[i][g]));
-    Cell::forward(p.n.options, of_x, u, state[i], out, saved);
+    Cell::forward(p.n.options.without_stepwise_only(), {}, of_x, u, state[i], out, saved);
     const bool live = time_of(p.n, step) < length[place_of(i)];
 #pragma unroll
     for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];

@@ -1,7 +1,9 @@
 // What forward and backward share: a layer's directions in one launch, the order of its steps, rows
 // that have ended, rows that are reset, and the workspace.
 #pragma once
+#include "../cell.h"
 #include "../plan.h"
+#include "../random.h"
 #include "device.cuh"
 
 namespace fusedrnn {
@@ -36,6 +38,36 @@ __device__ inline bool is_reset(const Args& p, int64_t step, int64_t b) {
 template <class Data>
 __device__ inline Wide<Data> or_zero(const void* from, int64_t i) {
   return from == nullptr ? Wide<Data>(0) : widen(static_cast<const Data*>(from)[i]);
+}
+
+// 1 where unit `unit` of a row is kept, with probability 1 - chance; else 0.
+template <class W>
+__device__ inline W drawn(uint64_t key, Stream stream, int64_t unit, double chance) {
+  return random_bits(key, stream, uint32_t(unit)) < bits_below(chance) ? W(1) : W(0);
+}
+
+// What (b, unit) has of its own at step t.
+template <class Cell, class Data, class Args>
+__device__ inline PerUnit<Wide<Data>> own_values(const Args& p, int64_t t, int64_t b,
+                                                 int64_t unit) {
+  using W = Wide<Data>;
+  const CellOptions& options = p.n.options;
+  PerUnit<W> own = {};
+#pragma unroll
+  for (int k = 0; k < 3; ++k) {
+    if (k < Cell::weights(options)) own.weight[k] = or_zero<Data>(p.weight_unit, k * p.n.H + unit);
+  }
+  if (!options.random()) return own;
+  own.keep_h = W(1 - options.zoneout_h), own.keep_c = W(1 - options.zoneout_c), own.drop = W(1);
+  if (p.seed == nullptr) return own;
+  const uint64_t key = row_key(*p.seed, t, b);
+  const double h = options.zoneout_h, c = options.zoneout_c, drop = options.dropout;
+  if (h > 0) own.keep_h = drawn<W>(key, Stream::keep_h, unit, h);
+  if (c > 0) own.keep_c = drawn<W>(key, Stream::keep_c, unit, c);
+  if (drop > 0) {
+    own.drop = drawn<W>(key, Stream::drop, unit, drop) * W(drop < 1 ? 1 / (1 - drop) : 0);
+  }
+  return own;
 }
 
 // Hands out the workspace in pieces; with a null base it only counts.

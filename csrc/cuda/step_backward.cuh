@@ -95,6 +95,12 @@ struct GateTerms {
   }
 };
 
+// How many gates of the step after `step` met h.
+template <class Cell>
+__device__ inline int terms_after(const SequenceSizes& n, int64_t step) {
+  return step + 1 < n.T && n.depth() ? Cell::kGates - Cell::kSecond : 0;
+}
+
 // What forward knew of (t, b, unit): saved, the states before the step, the states after it.
 template <class Cell, class Data>
 struct Known {
@@ -160,8 +166,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
   const int64_t B = p.n.B, H = p.n.H, P = p.n.P, t = time_of(p.n, step);
   const Place at = place(B, P);
   const GateTerms<Cell, Data> terms(p, step + 1, 0);
-  Cols::run(shared, at, step + 1 < p.n.T ? Cell::kGates - Cell::kSecond : 0, terms, H,
-            Cell::kGrads * H, P);
+  Cols::run(shared, at, terms_after<Cell>(p.n, step), terms, H, Cell::kGrads * H, P);
 
   Cols::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[1]) {
     const int64_t i = b * P + unit;
@@ -196,8 +201,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     Cols::run(shared, at, 1, [=](int) { return dh; }, P, P, H);
   } else {
     const GateTerms<Cell, Data> terms(p, step + 1, 0);
-    Cols::run(shared, at, step + 1 < p.n.T ? Cell::kGates - Cell::kSecond : 0, terms, H,
-              Cell::kGrads * H, P);
+    Cols::run(shared, at, terms_after<Cell>(p.n, step), terms, H, Cell::kGrads * H, P);
   }
 
   Cols::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[1]) {
@@ -214,7 +218,8 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
         const W dy = or_zero<Data>(p.dy, (t * B + b) * p.n.y_row + unit);
         dout[0] = limited(p.n.options, dout[0] + dy);
       }
-      Cell::backward(p.n.options, known.saved, known.s, known.out, dout, d, ds);
+      cell_backward<Cell>(p.n.options, own_values<Cell, Data>(p, t, b, unit), known.saved, known.s,
+                          known.out, dout, d, ds);
     }
     if (P == H && (live || !projected)) carry.h[i] = live ? ds[0] : dout[0];
 #pragma unroll

@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
   const Data* weight = static_cast<const Data*>(p.weight_hh) + kFirst * H * p.n.P;
   const Data* h = Cell::kSecond > 0 ? state.second : state.operand;
   const auto term = [=](int) { return Term<Data>{h, weight}; };
-  Gates::run(shared, at, 1, term, p.n.P, p.n.P, p.n.P);
+  Gates::run(shared, at, p.n.depth() ? 1 : 0, term, p.n.P, p.n.P, p.n.P);
 
   Gates::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[kMine]) {
     W x[Cell::kGates], u[Cell::kGates] = {}, saved[Cell::kSaved] = {};
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
         saved[k] = state.early[(b * Cell::kSaved + k) * H + unit];
       }
     }
-    Cell::forward(p.n.options, x, u, s, out, saved);
+    cell_forward<Cell>(p.n.options, own_values<Cell, Data>(p, t, b, unit), x, u, s, out, saved);
     const bool live = alive(p.lengths, b, t), cut = is_reset(p, step + 1, b);
 #pragma unroll
     for (int i = 0; i < Cell::kStates; ++i) out[i] = live ? out[i] : s[i];

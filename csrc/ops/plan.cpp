@@ -83,7 +83,9 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
                            std::string device) {
   PlanProblem problem{
       0, 0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
-  const std::string kernel = read_cell(cell).kernel;
+  const CellName name = read_cell(cell);
+  const std::string& kernel = name.kernel;
+  problem.stepwise_only = name.options.stepwise_only();
 #define X(...)                             \
   if (kernel == __VA_ARGS__::kName) {      \
     problem.gates = __VA_ARGS__::kGates;   \

@@ -14,16 +14,17 @@ using List = std::vector<Tensor>;
 using Size = std::vector<int64_t>;
 
 struct CellSizes {
-  int gates, states, saved, grads;
+  int gates, states, saved, grads, weights;
 };
 
-CellSizes sizes_of(const std::string& kernel) {
-#define X(...)                      \
-  if (kernel == __VA_ARGS__::kName) \
-    return {__VA_ARGS__::kGates, __VA_ARGS__::kStates, __VA_ARGS__::kSaved, __VA_ARGS__::kGrads};
+CellSizes sizes_of(const CellName& cell) {
+#define X(...)                                                                                   \
+  if (cell.kernel == __VA_ARGS__::kName)                                                         \
+    return {__VA_ARGS__::kGates, __VA_ARGS__::kStates, __VA_ARGS__::kSaved, __VA_ARGS__::kGrads, \
+            __VA_ARGS__::weights(cell.options)};
   FRNN_FOR_EACH_CELL(X)
 #undef X
-  STD_TORCH_CHECK(false, "fusedrnn: no cell named '", kernel, "'");
+  STD_TORCH_CHECK(false, "fusedrnn: no cell named '", cell.kernel, "'");
   return {};
 }
 
@@ -122,9 +123,9 @@ struct Problem {
 
 // `like`, named `name`, is gx or y.
 Problem problem_of(const std::string& cell, const Tensor& like, const char* name, size_t directions,
-                   const List& weight_hh, const List& weight_hr) {
+                   const List& weight_hh, const List& weight_hr, const List& weight_unit) {
   const CellName name_of = read_cell(cell);
-  const CellSizes c = sizes_of(name_of.kernel);
+  const CellSizes c = sizes_of(name_of);
   STD_TORCH_CHECK(directions == 1 || directions == 2,
                   "fusedrnn: a layer has one direction or two, got ", directions, " tensors");
   STD_TORCH_CHECK(weight_hh.size() == directions, "fusedrnn: weight_hh must hold ", directions,
@@ -136,7 +137,15 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
   STD_TORCH_CHECK(like.dim() == 3 && w.dim() == 2 && w.size(0) % c.gates == 0, "fusedrnn: ", name,
                   " must be [T, B, ...] and weight_hh [G*H, P] with G = ", c.gates, ", got ",
                   show(like), " and ", show(w));
-  const int64_t H = w.size(0) / c.gates, P = w.size(1);
+  const int64_t H = w.size(0) / c.gates, width = w.size(1);
+  const bool alone = name_of.options.independent;
+  STD_TORCH_CHECK(!alone || (width == 0 && weight_hr.empty()), "fusedrnn: weight_hh must be [",
+                  c.gates * H, ", 0] where units are independent, without a projection, got ",
+                  show(w));
+  const int64_t P = alone ? H : width;
+  STD_TORCH_CHECK(weight_unit.size() == (c.weights ? directions : 0), "fusedrnn: cell '", cell,
+                  "' has ", c.weights, " weights of a unit's own: weight_unit must hold ",
+                  c.weights ? directions : 0, " tensors, got ", weight_unit.size());
   STD_TORCH_CHECK(!weight_hr.empty() || P == H, "fusedrnn: weight_hh must be [", c.gates * H, ", ",
                   H, "] without a projection, got ", show(w));
   return {name_of, c, int64_t(directions), like.size(0), like.size(1), H, P, !weight_hr.empty()};
@@ -185,22 +194,25 @@ struct Spans {
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
-    std::string cell, List gx, List weight_hh, List bias_hh, List weight_hr, Tensor h0, Tensor c0,
-    Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c, bool save) {
+    std::string cell, List gx, List weight_hh, List bias_hh, List weight_hr, List weight_unit,
+    Maybe seed, Tensor h0, Tensor c0, Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c,
+    bool save) {
   STD_TORCH_CHECK(!gx.empty(), "fusedrnn: gx is empty; it must hold a tensor for each direction");
   const Tensor like = gx[0];
-  const Problem p = problem_of(cell, like, "gx", gx.size(), weight_hh, weight_hr);
+  const Problem p = problem_of(cell, like, "gx", gx.size(), weight_hh, weight_hr, weight_unit);
   const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
   STD_TORCH_CHECK(bias_hh.empty() || int64_t(bias_hh.size()) == N,
                   "fusedrnn: bias_hh must hold a tensor for each direction or none, got ",
                   bias_hh.size());
   const Checked checked(like, "gx");
   gx = checked(gx, "gx", {T, B, GH});
-  weight_hh = checked(weight_hh, "weight_hh", {GH, P});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, p.cell.options.independent ? 0 : P});
   bias_hh = checked(bias_hh, "bias_hh", {GH});
   weight_hr = checked(weight_hr, "weight_hr", {P, H});
   h0 = checked(h0, "h0", {N, B, P});
   c0 = checked(c0, "c0", {N, S - 1, B, H});
+  weight_unit = checked(weight_unit, "weight_unit", {p.c.weights, H});
+  seed = checked.check(seed, "seed", {N}, ScalarType::Long);
   const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
 
   const bool keep_hidden = save && p.projected;
@@ -217,6 +229,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
     a.weight_hh = part(weight_hh, d);
     a.bias_hh = part(bias_hh, d);
     a.weight_hr = part(weight_hr, d);
+    a.weight_unit = part(weight_unit, d);
+    a.seed = static_cast<const int64_t*>(part(seed, d));
     a.h0 = part(h0, d);
     a.c0 = part(c0, d);
     spans.fill(a, d);
@@ -234,12 +248,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
     std::string cell, Maybe dy, Maybe dhn, Maybe dcn, Tensor y, Tensor h0, Tensor c0,
-    List weight_hh, List weight_hr, Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c,
-    Tensor saved, Tensor cells) {
+    List weight_hh, List weight_hr, List weight_unit, Maybe seed, Maybe lengths, Maybe reset,
+    Maybe reset_h, Maybe reset_c, Tensor saved, Tensor cells) {
   STD_TORCH_CHECK(!weight_hh.empty(), "fusedrnn: weight_hh is empty; it must hold a tensor for ",
                   "each direction");
   const Tensor like = y;
-  const Problem p = problem_of(cell, like, "y", weight_hh.size(), weight_hh, weight_hr);
+  const Problem p =
+      problem_of(cell, like, "y", weight_hh.size(), weight_hh, weight_hr, weight_unit);
   const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
   const Checked checked(like, "y");
   y = checked(y, "y", {T, B, N * P});
@@ -248,8 +263,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
   dcn = checked(dcn, "dcn", {N, S - 1, B, H});
   h0 = checked(h0, "h0", {N, B, P});
   c0 = checked(c0, "c0", {N, S - 1, B, H});
-  weight_hh = checked(weight_hh, "weight_hh", {GH, P});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, p.cell.options.independent ? 0 : P});
   weight_hr = checked(weight_hr, "weight_hr", {P, H});
+  weight_unit = checked(weight_unit, "weight_unit", {p.c.weights, H});
+  seed = checked.check(seed, "seed", {N}, ScalarType::Long);
   const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
   saved = checked(saved, "saved", {N, T, B, p.c.saved, H});
   cells = checked.check(cells, "cells", {N, T, S - 1, B, H}, state_dtype(y));
@@ -272,6 +289,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
     a.c0 = part(c0, d);
     a.weight_hh = part(weight_hh, d);
     a.weight_hr = part(weight_hr, d);
+    a.weight_unit = part(weight_unit, d);
+    a.seed = static_cast<const int64_t*>(part(seed, d));
     spans.fill(a, d);
     a.saved = part(saved, d);
     a.cells = part(cells, d);

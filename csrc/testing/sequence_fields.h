@@ -42,6 +42,7 @@ struct Fields {
     return found == pointers.end() ? nullptr : reinterpret_cast<void*>(found->second);
   }
   const int64_t* lengths() const { return static_cast<const int64_t*>((*this)("lengths")); }
+  const int64_t* seed() const { return static_cast<const int64_t*>((*this)("seed")); }
   const bool* reset() const { return static_cast<const bool*>((*this)("reset")); }
 };
 
@@ -51,8 +52,9 @@ inline std::vector<SequenceForward> forward_layer(const Problem& problem,
   for (const auto& [reverse, pointers] : directions) {
     const Fields f{pointers};
     layer.push_back({problem.sizes(reverse), f("gx"), f("weight_hh"), f("bias_hh"), f("weight_hr"),
-                     f("h0"), f("c0"), f.lengths(), f.reset(), f("reset_h"), f("reset_c"), f("y"),
-                     f("hn"), f("cn"), f("saved"), f("cells"), f("hidden")});
+                     f("weight_unit"), f.seed(), f("h0"), f("c0"), f.lengths(), f.reset(),
+                     f("reset_h"), f("reset_c"), f("y"), f("hn"), f("cn"), f("saved"), f("cells"),
+                     f("hidden")});
   }
   return layer;
 }
@@ -71,6 +73,8 @@ inline std::vector<SequenceBackward> backward_layer(const Problem& problem,
                      f("c0"),
                      f("weight_hh"),
                      f("weight_hr"),
+                     f("weight_unit"),
+                     f.seed(),
                      f.lengths(),
                      f.reset(),
                      f("reset_h"),

@@ -33,8 +33,13 @@ struct Unit {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, N = Cell::kGrads;
   static constexpr int N1 = G - Cell::kSecond;
 
+  // weights, drop, keep_h, keep_c
+  static PerUnit<double> own(const Values& v) {
+    return {{v.at(0), v.at(1), v.at(2)}, v.at(3), v.at(4), v.at(5)};
+  }
+
   static py::tuple forward(const CellOptions& options, const Values& x_, const Values& s_,
-                           const Values& w) {
+                           const Values& w, const Values& own_) {
     double x[G], u[G] = {}, s[S], out[S], saved[K] = {};
     fill(x, x_), fill(s, s_);
     for (int g = 0; g < N1; ++g) u[g] = w.at(g) * s[0];
@@ -42,17 +47,18 @@ struct Unit {
       const double p = Cell::operand(options, x, u, s, saved);
       for (int g = N1; g < G; ++g) u[g] = w.at(g) * p;
     }
-    Cell::forward(options, x, u, s, out, saved);
+    cell_forward<Cell>(options, own(own_), x, u, s, out, saved);
     return py::make_tuple(values(out), values(saved));
   }
 
   // Gradients of x, of the states, and of w.
   static py::tuple backward(const CellOptions& options, const Values& saved_, const Values& s_,
-                            const Values& out_, const Values& dout_, const Values& w) {
+                            const Values& out_, const Values& dout_, const Values& w,
+                            const Values& own_) {
     double saved[K], s[S], out[S], dout[S], d[N] = {}, ds[S];
     fill(saved, saved_), fill(s, s_), fill(out, out_), fill(dout, dout_);
     out[0] = 0;  // not part of the contract
-    Cell::backward(options, saved, s, out, dout, d, ds);
+    cell_backward<Cell>(options, own(own_), saved, s, out, dout, d, ds);
     Values dw(G);
     if constexpr (Cell::kSecond > 0) {
       double dp = 0;
@@ -87,14 +93,16 @@ py::tuple with_unit(const std::string& cell, F f) {
   throw py::value_error("no cell named " + cell);
 }
 
-py::tuple forward(const std::string& cell, const Values& x, const Values& s, const Values& w) {
-  return with_unit(cell, [&](auto unit, auto options) { return unit.forward(options, x, s, w); });
+py::tuple forward(const std::string& cell, const Values& x, const Values& s, const Values& w,
+                  const Values& own) {
+  return with_unit(cell,
+                   [&](auto unit, auto options) { return unit.forward(options, x, s, w, own); });
 }
 
 py::tuple backward(const std::string& cell, const Values& saved, const Values& s, const Values& out,
-                   const Values& dout, const Values& w) {
+                   const Values& dout, const Values& w, const Values& own) {
   return with_unit(cell, [&](auto unit, auto options) {
-    return unit.backward(options, saved, s, out, dout, w);
+    return unit.backward(options, saved, s, out, dout, w, own);
   });
 }
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import cache, partial
 
 from . import gru, gru_reset_before, lstm, lstm_coupled, rnn, slstm
-from ._base import Cell
+from ._base import Cell as Cell
+from ._base import PerUnit as PerUnit
 from ._nonlinear import NONLINEARITIES
 
 _MAKERS: dict[str, Callable[..., Cell]] = {
@@ -24,10 +25,15 @@ _MAKERS: dict[str, Callable[..., Cell]] = {
 }
 
 
+# Options that change the kernels around a cell, or a draw: the fields of Cell.
+_OF_ALL = ("dh_clip", "zoneout_h", "zoneout_c", "dropout")
+
+
 def _defaults(name: str) -> dict[str, str | float]:
     """The options of a cell."""
     parameters = inspect.signature(_MAKERS[name]).parameters.values()
-    return {"dh_clip": 0.0, **{p.name: p.default for p in parameters if p.default is not p.empty}}
+    own = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return own | dict.fromkeys(_OF_ALL, 0.0)
 
 
 def cell_name(name: str, **options: str | float) -> str:
@@ -56,8 +62,8 @@ def _variant(name: str) -> Cell:
     try:
         defaults = _defaults(plain)
         made = {key: type(defaults[key])(value) for key, value in options.items()}
-        dh_clip = made.pop("dh_clip", 0.0)
-        return replace(_MAKERS[plain](name, **made), dh_clip=dh_clip)
+        of_all = {key: made.pop(key) for key in _OF_ALL if key in made}
+        return replace(_MAKERS[plain](name, **made), **of_all)
     except (KeyError, ValueError) as error:
         raise KeyError(f"no cell named {name!r}; there are {', '.join(_MAKERS)}") from error
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -34,6 +35,25 @@ class TritonCell:
     backward_operand: Twin | None = None
 
 
+class PerUnit(NamedTuple):
+    """What a unit has of its own in a step, beside preactivations and states."""
+
+    weight: tuple[Tensor, ...] = ()  # [H] each, as ``Cell.weights`` says
+    drop: Tensor | None = None  # [B, H], recurrent dropout's factor
+
+    def dropped(self, new: Tensor) -> Tensor:
+        """What of ``new`` reaches the state."""
+        return new if self.drop is None else new * self.drop
+
+
+class UnitWeight(NamedTuple):
+    """A weight of each unit's own: in the preactivation of ``gate``, of its own ``state``."""
+
+    gate: int
+    state: int
+    after: bool  # of the state after the step, not before
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One recurrent cell.
@@ -45,14 +65,19 @@ class Cell:
         saved: what forward leaves for backward, per unit and step.
         h_grad: for each gate, which of backward's gradient vectors is that of its h-preactivation
             (vector ``g`` is that of the x-preactivation of gate ``g``).
-        reference: the maths in PyTorch, ``reference(x, states, recur) -> (new states, saved)``.
-            ``x`` holds one ``[B, H]`` tensor per gate, ``recur(h)`` gives ``W_hh h + b_hh``
-            likewise, and ``recur(v, first, last)`` only gates first..last-1, of a ``v`` of the
-            cell's own.
+        reference: the maths in PyTorch, ``reference(x, states, recur, own) -> (new states,
+            saved)``. ``x`` holds one ``[B, H]`` tensor per gate, ``recur(h)`` gives
+            ``W_hh h + b_hh`` likewise, and ``recur(v, first, last)`` only gates first..last-1, of
+            a ``v`` of the cell's own; ``own`` is a ``PerUnit``.
         triton: the same for the Triton kernels, forward and backward.
         second: how many of the last gates take a second product, of the cell's own operand.
         operand: which entry of ``saved`` is that operand.
+        weights: what a unit weighs of its own states.
+        independent: no unit sees another's h: there is no product with ``weight_hh``.
         dh_clip: in backward, the bound of what arrives at each step's h; 0: none.
+        zoneout_h: the probability that h stays as it was; 0: none.
+        zoneout_c: the same of the inner states.
+        dropout: the probability that what is new does not reach the state; 0: none.
     """
 
     name: str
@@ -61,13 +86,18 @@ class Cell:
     saved: tuple[str, ...]
     h_grad: tuple[int, ...]
     reference: Callable[
-        [tuple[Tensor, ...], tuple[Tensor, ...], Callable],
+        [tuple[Tensor, ...], tuple[Tensor, ...], Callable, PerUnit],
         tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
     ]
     triton: TritonCell | None = None
     second: int = 0
     operand: int | None = None
+    weights: tuple[UnitWeight, ...] = ()
+    independent: bool = False
     dh_clip: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    dropout: float = 0.0
 
     @property
     def kernel(self) -> str:
@@ -75,9 +105,15 @@ class Cell:
         return "rnn" if self.name.startswith("rnn_") else self.name.partition(":")[0]
 
     @property
+    def random(self) -> bool:
+        """Whether a step in training draws random numbers."""
+        return max(self.zoneout_h, self.zoneout_c, self.dropout) > 0
+
+    @property
     def by_cluster(self) -> bool:
         """Whether the CUDA cluster kernel has this cell: no second product, two states at most."""
-        return self.second == 0 and len(self.states) <= 2
+        special = self.random or self.weights or self.independent
+        return self.second == 0 and len(self.states) <= 2 and not special
 
     @property
     def grads(self) -> int:

@@ -3,7 +3,7 @@
 from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
-from ._base import Cell, TritonCell
+from ._base import Cell, PerUnit, TritonCell
 from ._nonlinear import NONLINEARITIES
 
 
@@ -13,14 +13,14 @@ def cell(name: str, candidate: str = "tanh") -> Cell:
     g, slope = candidate, f"{candidate}_slope"
 
     def reference(
-        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: n = g(x_n + r * q),  h = (1 - z) * n + z * h',  q = U_n h' + b'_n."""
         (h,) = states
         u = recur(h)
         r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
         n = act(x[2] + r * u[2])
-        return ((1 - z) * n + z * h,), (r, z, n, u[2])
+        return ((1 - z) * own.dropped(n) + z * h,), (r, z, n, u[2])
 
     @jit
     def forward(x, u, s):

@@ -3,7 +3,7 @@
 from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
-from ._base import Cell, TritonCell
+from ._base import Cell, PerUnit, TritonCell
 from ._nonlinear import NONLINEARITIES
 
 
@@ -13,7 +13,7 @@ def cell(name: str, candidate: str = "tanh") -> Cell:
     g, slope = candidate, f"{candidate}_slope"
 
     def reference(
-        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: n = g(x_n + U_n p + b'_n),  p = r * h',  h = (1 - z) * n + z * h'."""
         (h,) = states
@@ -22,7 +22,7 @@ def cell(name: str, candidate: str = "tanh") -> Cell:
         p = r * h
         (u_n,) = recur(p, 2, 3)
         n = act(x[2] + u_n)
-        return ((1 - z) * n + z * h,), (r, z, n, p)
+        return ((1 - z) * own.dropped(n) + z * h,), (r, z, n, p)
 
     @jit
     def operand(x, u, s):

@@ -3,8 +3,12 @@
 from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
-from ._base import Cell, TritonCell
+from ._base import Cell, PerUnit, TritonCell, UnitWeight
 from ._nonlinear import NONLINEARITIES, inner
+
+_PEEPHOLES = (
+    UnitWeight(0, 1, after=False), UnitWeight(1, 1, after=False), UnitWeight(3, 1, after=True)
+)  # fmt: skip
 
 
 def cell(
@@ -13,6 +17,7 @@ def cell(
     update: str = "identity",
     output: str = "tanh",
     clip: float = 0.0,
+    peephole: bool = False,
 ) -> Cell:
     """The cell with the options of csrc/cells/lstm.h."""
     act, out_act = NONLINEARITIES[candidate], NONLINEARITIES[output]
@@ -22,14 +27,17 @@ def cell(
     within, within_slope, limit = "bounded", "bounded_slope", clip
 
     def reference(
-        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: c = f * c' + i * g,  h = o * tanh(c)."""
         h, c = states
         u = recur(h)
-        i, f, o = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), sigmoid(x[3] + u[3])
-        g = act(x[2] + u[2])
-        c = inner_c(f * c + i * g)
+        a_i, a_f, a_g, a_o = (a + b for a, b in zip(x, u, strict=True))
+        if peephole:
+            a_i, a_f = a_i + own.weight[0] * c, a_f + own.weight[1] * c
+        i, f, g = sigmoid(a_i), sigmoid(a_f), act(a_g)
+        c = inner_c(f * c + i * own.dropped(g))
+        o = sigmoid(a_o + own.weight[2] * c if peephole else a_o)
         return (o * out_act(c), c), (i, f, g, o)
 
     @jit
@@ -56,5 +64,6 @@ def cell(
         saved=("i", "f", "g", "o"),
         h_grad=(0, 1, 2, 3),
         reference=reference,
-        triton=TritonCell(forward, backward),
+        triton=None if peephole else TritonCell(forward, backward),
+        weights=_PEEPHOLES if peephole else (),
     )

@@ -3,8 +3,10 @@
 from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
-from ._base import Cell, TritonCell
+from ._base import Cell, PerUnit, TritonCell, UnitWeight
 from ._nonlinear import NONLINEARITIES, inner
+
+_PEEPHOLES = UnitWeight(0, 1, after=False), UnitWeight(2, 1, after=True)
 
 
 def cell(
@@ -13,6 +15,7 @@ def cell(
     update: str = "identity",
     output: str = "tanh",
     clip: float = 0.0,
+    peephole: bool = False,
 ) -> Cell:
     """The cell with the options of csrc/cells/lstm.h."""
     act, out_act = NONLINEARITIES[candidate], NONLINEARITIES[output]
@@ -22,14 +25,15 @@ def cell(
     within, within_slope, limit = "bounded", "bounded_slope", clip
 
     def reference(
-        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: c = f * c' + (1 - f) * g,  h = o * tanh(c)."""
         h, c = states
         u = recur(h)
-        f, o = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])
-        g = act(x[1] + u[1])
-        c = inner_c(f * c + (1 - f) * g)
+        a_f, a_g, a_o = (a + b for a, b in zip(x, u, strict=True))
+        f, g = sigmoid(a_f + own.weight[0] * c if peephole else a_f), act(a_g)
+        c = inner_c(f * c + (1 - f) * own.dropped(g))
+        o = sigmoid(a_o + own.weight[1] * c if peephole else a_o)
         return (o * out_act(c), c), (f, g, o)
 
     @jit
@@ -55,5 +59,6 @@ def cell(
         saved=("f", "g", "o"),
         h_grad=(0, 1, 2),
         reference=reference,
-        triton=TritonCell(forward, backward),
+        triton=None if peephole else TritonCell(forward, backward),
+        weights=_PEEPHOLES if peephole else (),
     )

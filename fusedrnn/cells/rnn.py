@@ -1,22 +1,29 @@
-"""Elman RNN (1990), h = g(W x + b + U h' + b'), with any nonlinearity g; or h = h' + g(...)."""
+"""Elman RNN (1990), h = g(W x + b + U h' + b'), with any nonlinearity g; or h = h' + g(...).
+
+With ``independent`` it is IndRNN (Li et al. 2018): a weight for each unit instead of U.
+"""
 
 from torch import Tensor
 
 from ..triton.lazy import jit
-from ._base import Cell, TritonCell
+from ._base import Cell, PerUnit, TritonCell, UnitWeight
 from ._nonlinear import NONLINEARITIES
 
 
-def cell(name: str, candidate: str = "tanh", residual: bool = False) -> Cell:
+def cell(
+    name: str, candidate: str = "tanh", residual: bool = False, independent: bool = False
+) -> Cell:
     """The cell with ``candidate`` as its g."""
     act = NONLINEARITIES[candidate]
     g, slope, carried = candidate, f"{candidate}_slope", residual
 
     def reference(
-        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+        x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        value = act(x[0] + recur(states[0])[0])
-        return (states[0] + value if residual else value,), (value,)
+        (h,) = states
+        a = x[0] + recur(h)[0]
+        value = act(a + own.weight[0] * h if independent else a)
+        return (h + own.dropped(value) if residual else value,), (value,)
 
     @jit
     def forward(x, u, s):
@@ -34,4 +41,14 @@ def cell(name: str, candidate: str = "tanh", residual: bool = False) -> Cell:
             return (dout[0] * slope(saved[0]),), (0.0,)
 
     saved = ("g" if residual else "h",)
-    return Cell(name, ("h",), ("h",), saved, (0,), reference, TritonCell(forward, backward))
+    return Cell(
+        name=name,
+        gates=("h",),
+        states=("h",),
+        saved=saved,
+        h_grad=(0,),
+        reference=reference,
+        triton=None if independent else TritonCell(forward, backward),
+        weights=(UnitWeight(0, 0, after=False),) if independent else (),
+        independent=independent,
+    )

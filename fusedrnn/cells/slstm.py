@@ -7,11 +7,11 @@ from torch import Tensor, exp, relu, sigmoid, tanh
 from torch.nn.functional import logsigmoid as log_sigmoid
 
 from ..triton.lazy import jit
-from ._base import Cell, TritonCell
+from ._base import Cell, PerUnit, TritonCell
 
 
 def reference(
-    x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object
+    x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """One step: m = max(log f + m', log i),  c = F c' + I z,  n = F n' + I,  h = o * c / n.
 
@@ -24,7 +24,7 @@ def reference(
     lead = log_sigmoid(a) + m - log_i
     raised = (n > 0) * relu(lead)
     i, f = exp(-raised), exp(-relu(raised - lead))
-    c, n = f * c + i * z, f * n + i
+    c, n = f * c + i * own.dropped(z), f * n + i
     slope = sigmoid(-a) * (1 - 2 * (raised > 0).to(a))
     return (o * c / n, c, n, log_i + raised), (i, f, z, o, slope)
 

@@ -34,6 +34,8 @@ def limit(cell: str, dtype: torch.dtype, projection: bool) -> str | None:
         return f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
     if CELLS[cell].triton is None:
         return f"cell {cell!r} has no Triton twin"
+    if CELLS[cell].random:
+        return f"cell {cell!r} draws random numbers in each step, which no Triton kernel does yet"
     if projection and CELLS[cell].second:
         return f"cell {cell!r} multiplies its own operand with weight_hh: nothing can be projected"
     return None

@@ -151,8 +151,8 @@ def _call(shape: Shape, T: int, device: torch.device) -> Callable[[], None]:
     spans = None, None, None, None
 
     def call() -> None:
-        y, hn, cn, *kept = sequence_forward(cell.name, gx, W, b, R, h0, c0, *spans, True)
-        sequence_backward(cell.name, y, hn, cn, y, h0, c0, W, R, *spans, *kept[:2])
+        y, hn, cn, *kept = sequence_forward(cell.name, gx, W, b, R, [], None, h0, c0, *spans, True)
+        sequence_backward(cell.name, y, hn, cn, y, h0, c0, W, R, [], None, *spans, *kept[:2])
 
     return call
 

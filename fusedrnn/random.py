@@ -1,0 +1,60 @@
+"""The random numbers of a step, by counter: what csrc/random.h draws, in torch operators.
+
+They depend on (seed, t, b, unit, stream) alone: backward draws again what forward drew, and every
+backend draws the same. The seed is torch's: ``torch.manual_seed`` makes a run repeatable.
+"""
+
+import torch
+from torch import Tensor
+
+DROP, KEEP_H, KEEP_C = range(3)
+"""Streams: recurrent dropout, zoneout of h, zoneout of the inner states."""
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_WORD = 0xFFFFFFFF
+
+
+def seeds(directions: int, device: torch.device) -> Tensor:
+    """One for each direction of a layer, int64, from torch's generator of the device."""
+    return torch.randint(-(2**63), 2**63 - 1, (directions,), dtype=torch.int64, device=device)
+
+
+def kept(seed: Tensor, t: int, B: int, H: int, stream: int, p: float) -> Tensor:
+    """Which units are kept at step t, each with probability 1 - p: bool ``[B, H]``.
+
+    Args:
+        seed: int64, one number.
+        t: the step.
+        B: batch rows.
+        H: units.
+        stream: what for.
+        p: the probability of not being kept.
+    """
+    rows = torch.arange(1, B + 1, device=seed.device).unsqueeze(1)
+    key = _splitmix64(_splitmix64(seed + _signed(_GOLDEN * (t + 1))) + rows * _signed(_GOLDEN))
+    units = torch.arange(H, device=seed.device)
+    x = _lowbias32((units * 4 + stream) ^ (key & _WORD))
+    bits = _lowbias32((x + _shift(key, 32)) & _WORD)
+    return bits < min(int((1 - p) * 2**32), _WORD)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the low 64 bits of x."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """x >> n of an unsigned number."""
+    return (x >> n) & (2 ** (64 - n) - 1)
+
+
+def _splitmix64(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift(z, 31)
+
+
+def _lowbias32(x: Tensor) -> Tensor:
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
