@@ -50,8 +50,6 @@ def our_module(case: Case, dtype: torch.dtype) -> nn.Module:
     zoneout = given.pop("zoneout_h", 0.0), given.pop("zoneout_c", 0.0)
     if any(zoneout):
         given["zoneout"] = zoneout
-    if "peephole" in given:
-        given["peephole"] = "diagonal"
     return OURS[plain](
         I, H, case.layers, bias=case.bias, bidirectional=case.bidirectional, dtype=dtype,
         device=case.device, **{ARGUMENTS.get(k, k): v for k, v in given.items()},

@@ -146,7 +146,7 @@ FAMILY_CELLS = (
     "lstm:candidate=relu:output=relu",
     "lstm:clip=3.0",
     "lstm:dh_clip=1.0",
-    "lstm:peephole=True",
+    "lstm:peephole=diagonal",
     "lstm:zoneout_h=0.1:zoneout_c=0.1",
     "lstm:dropout=0.1",
     "gru:candidate=relu",

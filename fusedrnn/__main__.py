@@ -192,6 +192,14 @@ def report(write: Callable[[str], None] = print) -> int:
     return 1 if _native.MISSING and _native.PATH.exists() else 0
 
 
+def _cell(name: str) -> str:
+    """``name``, if the registry has it."""
+    try:
+        return CELLS[name].name
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(error.args[0]) from None
+
+
 def _plan(options: argparse.Namespace) -> int:
     """Print what the planner says; 2 for what it cannot plan."""
     try:
@@ -219,7 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     about = "which GPU kernel would run a sequence, with which tiles, and why; needs no GPU"
     plan = commands.add_parser("plan", help=about, description=about.capitalize() + ".")
-    plan.add_argument("--cell", choices=tuple(CELLS), required=True)
+    known = f"{', '.join(CELLS)}; with options, as a layer's .cell: lstm:peephole=diagonal"
+    plan.add_argument("--cell", type=_cell, required=True, metavar="NAME", help=known)
     for size, meaning in (("T", "steps"), ("B", "batch rows"), ("H", "hidden units")):
         plan.add_argument(f"-{size}", type=int, required=True, help=meaning)
     plan.add_argument("--proj-size", type=int, default=0, metavar="P", help="of a projected h")

@@ -172,7 +172,8 @@ def gradients(
         if need.weight_ih:
             new[0] = dgx.t() @ x.flatten(0, 1)
         if need.weight_hh:
-            new[1] = _weight_grad(record, rows, met, saved[i])
+            met_h = not record.independent
+            new[1] = _weight_grad(record, rows, met, saved[i]) if met_h else w.weight_hh.clone()
         if need.bias_hh or need.bias_ih:
             new[2:4] = _bias_grads(record, rows.sum(0), need)
         if need.weight_hr:

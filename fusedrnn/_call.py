@@ -14,7 +14,9 @@ class Weights(NamedTuple):
     bias_ih: Tensor | None = None  # [G*H], only with weight_ih
     bias_hh: Tensor | None = None  # [G*H]
     weight_hr: Tensor | None = None  # [P, H], the projection
-    weight_unit: Tensor | None = None  # [V, H], what a unit weighs of its own states
+    weight_unit: Tensor | None = None  # [V, H], what a unit weighs of its own states, and gains
+    weight_ch: Tensor | None = None  # [G*H, H], of c where ``Cell.full``
+    weight_ln_ih: Tensor | None = None  # [G*H], the gain of normalised x-preactivations
 
     def to(self, dtype: torch.dtype) -> "Weights":
         """The same in another dtype (autocast)."""

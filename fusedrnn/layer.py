@@ -85,13 +85,23 @@ class RecurrentLayer(nn.Module):
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.proj_size:
             shapes |= {"weight_hr": (self.proj_size, self.hidden_size)}
+        if CELLS[self.cell].full:
+            shapes |= {"weight_ch": (rows, self.hidden_size)}
+        if CELLS[self.cell].norms:
+            shapes |= {"weight_ln_ih": (rows,)}
         return shapes | self._shapes_of_units()
 
     def _shapes_of_units(self) -> dict[str, tuple[int, ...]]:
         """Of the weights that are each unit's own."""
-        cell = CELLS[self.cell]
-        name = "weight_hh" if cell.independent else "weight_ch"
-        return {name: (len(cell.weights) * self.hidden_size,)} if cell.weights else {}
+        cell, H = CELLS[self.cell], self.hidden_size
+        shapes = {}
+        if cell.weights:
+            shapes["weight_hh" if cell.independent else "weight_ch"] = (len(cell.weights) * H,)
+        if cell.norms:
+            shapes["weight_ln_hh"] = (len(cell.gates) * H,)
+        if cell.norms > len(cell.gates):
+            shapes |= {"weight_ln_c": (H,), "bias_ln_c": (H,)}
+        return shapes
 
     def _out_size(self) -> int:
         return self.proj_size or self.hidden_size
@@ -101,10 +111,13 @@ class RecurrentLayer(nn.Module):
         return self._out_size(), *[self.hidden_size] * (len(CELLS[self.cell].states) - 1)
 
     def reset_parameters(self) -> None:
-        """Initialise as torch.nn does: uniform within 1/sqrt(hidden_size)."""
+        """Initialise as torch.nn does: uniform within 1/sqrt(hidden_size), norms 1."""
         stdv = 1.0 / math.sqrt(self.hidden_size)
-        for weight in self.parameters():
-            nn.init.uniform_(weight, -stdv, stdv)
+        for name, weight in self.named_parameters():
+            if "_ln_" in name:
+                nn.init.constant_(weight, float(name.startswith("weight")))
+            else:
+                nn.init.uniform_(weight, -stdv, stdv)
 
     @property
     def recompute(self) -> str:
@@ -151,10 +164,10 @@ class RecurrentLayer(nn.Module):
 
     def _weights_of(self, layer: int, suffix: str) -> Weights:
         given = {name: getattr(self, name + suffix) for name in self._shapes(layer)}
-        for name in self._shapes_of_units():
-            own = given.pop(name)
-            given["weight_unit"] = own.view(-1, self.hidden_size)
-            given.setdefault("weight_hh", own.new_empty(self.hidden_size, 0))
+        if own := [given.pop(name) for name in self._shapes_of_units()]:
+            rows = [t.view(-1, self.hidden_size) for t in own]
+            given["weight_unit"] = torch.cat(rows) if len(rows) > 1 else rows[0]
+            given.setdefault("weight_hh", own[0].new_empty(self.hidden_size, 0))
         weights = Weights(**given)
         if not (self.training and self.weight_dropout):
             return weights
@@ -357,8 +370,13 @@ def _checked_zoneout(
         )
     if pair[1] and cell.weights:
         raise ValueError(
-            f"zoneout is {zoneout!r} and peephole is given: the output gate sees a c that zoneout "
-            "may not keep; pass zoneout=(p_h, 0) or no peephole"
+            f"zoneout is {zoneout!r} and peephole is 'diagonal': the output gate sees a c that "
+            "zoneout may not keep; pass zoneout=(p_h, 0) or no peephole"
+        )
+    if pair[1] and cell.norms:
+        raise ValueError(
+            f"zoneout is {zoneout!r} and layer_norm is True: what is normalised is a c that "
+            "zoneout may not keep; pass zoneout=(p_h, 0) or no layer_norm"
         )
     return float(pair[0]), float(pair[1])
 

@@ -47,7 +47,12 @@ class LSTM(RecurrentLayer):
             None: no bound.
         peephole: ``"diagonal"``: gates see the unit's own c: i and f that before the step, o that
             after it (Gers & Schmidhuber 2000), each through a weight of the unit's own. These are
-            ``weight_ch``, ``[3H]`` in the order i, f, o (f, o if coupled).
+            ``weight_ch``, ``[3H]`` in the order i, f, o (f, o if coupled). ``"full"``: i, f, g and
+            o see all of the c before the step, through a matrix ``weight_ch`` ``[4H, H]``.
+        layer_norm: a = LN(W x) + b + LN(U h') + b' in the place of W x + b + U h' + b', over the
+            units of all gates together, and h = o * tanh(LN(c)) (Ba et al. 2016). Gains
+            ``weight_ln_ih`` and ``weight_ln_hh``, ``[4H]``; ``weight_ln_c`` and ``bias_ln_c``,
+            ``[H]``. LN subtracts the mean and divides by sqrt(variance + 1e-5).
         zoneout: in training, the probability that a unit's state stays as it was in a step, drawn
             for each step, row and unit; p for both h and c, or (p_h, p_c). In evaluation old and
             new are mixed in that proportion (Krueger et al. 2017). Not of h with ``proj_size``, nor
@@ -97,6 +102,7 @@ class LSTM(RecurrentLayer):
         cell_clip: float | None = None,
         weight_dropout: float = 0.0,
         peephole: str | None = None,
+        layer_norm: bool = False,
         dh_clip: float | None = None,
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
@@ -105,10 +111,17 @@ class LSTM(RecurrentLayer):
             raise ValueError(
                 f"forget_bias is {forget_bias} but bias is False: there is none to set"
             )
-        if peephole not in (None, "diagonal"):
-            raise ValueError(f"Unknown peephole {peephole!r}: it must be 'diagonal' or None")
+        if peephole not in (None, "diagonal", "full"):
+            raise ValueError(
+                f"Unknown peephole {peephole!r}: it must be 'diagonal', 'full' or None"
+            )
+        if peephole == "full" and layer_norm:
+            raise ValueError(
+                "peephole is 'full' and layer_norm is True: the sums of h and of c would be "
+                "normalised as one; pass peephole='diagonal' or no layer_norm"
+            )
         check_bound("cell_clip", cell_clip)
-        self.peephole = peephole
+        self.peephole, self.layer_norm = peephole, bool(layer_norm)
         self.forget_bias, self.coupled, self.cell_clip = forget_bias, bool(coupled), cell_clip
         self.candidate = checked_nonlinearity("candidate", candidate)
         self.cell_activation = checked_nonlinearity("cell_activation", cell_activation)
@@ -119,7 +132,8 @@ class LSTM(RecurrentLayer):
             update=cell_activation,
             output=output_activation,
             clip=float(cell_clip or 0),
-            peephole=peephole is not None,
+            peephole=peephole or "",
+            layer_norm=self.layer_norm,
         )
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
@@ -137,6 +151,7 @@ class LSTM(RecurrentLayer):
         """As torch.nn, and the options that torch.nn does not have."""
         defaults = {"forget_bias": None, "coupled": False, "candidate": "tanh", "cell_clip": None}
         defaults |= {"cell_activation": "identity", "output_activation": "tanh", "peephole": None}
+        defaults |= {"layer_norm": False}
         return super().extra_repr() + _options(self, defaults)
 
     def forward(
@@ -273,6 +288,9 @@ class GRU(_OneState):
         dtype: float64, float32, bfloat16 or float16.
         reset_after: see above. The parameters have the same names and shapes either way.
         candidate: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
+        layer_norm: LN(W x) + b in the place of W x + b, and LN(U h') + b' in that of U h' + b',
+            each over the units of all gates together (Ba et al. 2016), with the gains
+            ``weight_ln_ih`` and ``weight_ln_hh``, ``[3H]``; with ``reset_after=True``.
         weight_dropout: in training, dropout of ``weight_hh``, one mask a forward and not one a step
             (the weight-dropped RNN of Merity et al. 2018); ``bias_hh`` stays.
         dh_clip: in backward, what arrives at the h of each step, from the output and from the step
@@ -311,14 +329,22 @@ class GRU(_OneState):
         *,
         reset_after: bool = True,
         candidate: str = "tanh",
+        layer_norm: bool = False,
         weight_dropout: float = 0.0,
         dh_clip: float | None = None,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
     ) -> None:
-        self.reset_after = bool(reset_after)
+        self.reset_after, self.layer_norm = bool(reset_after), bool(layer_norm)
         self.candidate = checked_nonlinearity("candidate", candidate)
-        cell = cell_name("gru" if reset_after else "gru_reset_before", candidate=candidate)
+        if layer_norm and not reset_after:
+            raise ValueError(
+                "layer_norm is True and reset_after is False: the gates' sums are two products, "
+                "never together to be normalised; pass reset_after=True or no layer_norm"
+            )
+        cell = "gru" if reset_after else "gru_reset_before"
+        options = {"layer_norm": True} if layer_norm else {}
+        cell = cell_name(cell, candidate=candidate, **options)
         super().__init__(
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
@@ -327,7 +353,9 @@ class GRU(_OneState):
 
     def extra_repr(self) -> str:
         """As torch.nn, and the options that torch.nn does not have."""
-        return super().extra_repr() + _options(self, {"reset_after": True, "candidate": "tanh"})
+        return super().extra_repr() + _options(
+            self, {"reset_after": True, "candidate": "tanh", "layer_norm": False}
+        )
 
 
 class RNN(_OneState):

@@ -8,6 +8,7 @@ projection's size), G gates, S states, K saved values, D gradient vectors (fused
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, linear
 
 from . import _autograd, _backend, _native, random, reference
 from ._call import Reset, Weights
@@ -100,7 +101,10 @@ for _overload in ("native", "triton"):
 
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:
     """For each backend, why it cannot serve the sequence op on such a problem, or None."""
-    reason = None
+    reason, record = None, CELLS[cell]
+    if record.full or record.norms:
+        what = "layer normalisation" if record.norms else "the full peephole"
+        reason = f"cell {cell!r} has {what}, which no native kernel has yet"
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
     triton = triton_sequence.limit(cell, dtype, projection)
@@ -150,6 +154,8 @@ def sequence(
     """
     projected = weights[0].weight_hr is not None
     backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, projected))
+    if weights[0].weight_ln_ih is not None:
+        x, weights = _normed_inputs(x, weights)
     seed = random.seeds(len(weights), x.device) if training and cell.random else None
     if backend == "reference":
         return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace, seed)
@@ -161,3 +167,13 @@ def sequence(
         )
     outputs = _autograd.forward(cell.name, backend, seed, lengths, mask, leaves, save=trace)
     return outputs[: 5 if trace else 3]
+
+
+def _normed_inputs(x: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, tuple[Weights, ...]]:
+    """The normalised x-preactivations of each direction, and the weights that are left."""
+    gx = [
+        layer_norm(linear(x, w.weight_ih), (len(w.weight_ih),), w.weight_ln_ih, w.bias_ih)
+        for w in weights
+    ]
+    rest = tuple(w._replace(weight_ih=None, bias_ih=None, weight_ln_ih=None) for w in weights)
+    return torch.stack(gx), rest

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
 from . import random
 from ._call import Reset, Weights
@@ -76,6 +76,10 @@ def _drawn(seed: Tensor | None, t: int, like: Tensor, stream: int, p: float) -> 
     return random.kept(seed, t, *like.shape, stream, p).to(like.dtype)
 
 
+def _normed(gain: Tensor, bias: Tensor, c: Tensor) -> Tensor:
+    return layer_norm(c, c.shape[-1:], gain, bias)
+
+
 def _direction(
     cell: Cell,
     gx: Tensor,
@@ -90,20 +94,30 @@ def _direction(
 ) -> Result:
     dtype, wide = gx.dtype, state_dtype(gx.dtype)
     T, gates = len(gx), len(cell.gates)
-    W = w.weight_hh.to(wide).unflatten(0, (gates, len(w.weight_hh) // gates))  # [G, H, P]
+    weight_hh = w.weight_hh if w.weight_ch is None else torch.cat((w.weight_hh, w.weight_ch), 1)
+    W = weight_hh.to(wide).unflatten(0, (gates, len(weight_hh) // gates))  # [G, H, P]
     bias = None if w.bias_hh is None else w.bias_hh.to(wide).unflatten(0, (gates, -1))  # [G, H]
+
+    rows = () if w.weight_unit is None else w.weight_unit.to(wide).unbind(0)
+    first_norm = len(cell.weights)
+    weight, gains = rows[:first_norm], rows[first_norm:][: gates if cell.norms else 0]
+    norm = None
+    if inner_norm := rows[first_norm + gates :]:
+        norm = partial(_normed, *inner_norm)
 
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
         if cell.independent:
             return (0 if bias is None else bias[0],)
         v = v.to(dtype).to(wide)  # what meets the weights is rounded to the data's dtype
         b = None if bias is None else bias[first:last].flatten()
+        if gains:
+            u = layer_norm(linear(v, W.flatten(0, 1)), (gates * W.shape[1],), torch.cat(gains), b)
+            return u.chunk(gates, -1)
         return linear(v, W[first:last].flatten(0, 1), b).chunk(last - first, -1)
 
     def select(rows: Tensor, a: tuple, b: tuple) -> tuple[Tensor, ...]:
         return tuple(torch.where(rows, i, j) for i, j in zip(a, b, strict=True))
 
-    weight = () if w.weight_unit is None else w.weight_unit.to(wide).unbind(0)
     states = (h0.to(wide), *c0.to(wide).unbind(0))
     anew: tuple = (0,) * len(states)
     if reset is not None and reset.h is not None:
@@ -118,7 +132,7 @@ def _direction(
         draw, drop, p = partial(_drawn, seed, t, x[0]), None, cell.dropout
         if p and seed is not None:
             drop = draw(random.DROP, p) * (1 / (1 - p) if p < 1 else 0)
-        new, saved = cell.reference(x, states, recur, PerUnit(weight, drop))
+        new, saved = cell.reference(x, states, recur, PerUnit(weight, drop, norm))
         if cell.zoneout_c:
             share = draw(random.KEEP_C, cell.zoneout_c)
             inner = zip(new[1:], states[1:], strict=True)

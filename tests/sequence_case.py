@@ -29,8 +29,8 @@ VARIANTS = (
 )
 # Cells whose units have weights of their own; and cells that draw, each option alone and all.
 OWN = (
-    "lstm:peephole=True",
-    "lstm_coupled:update=tanh:peephole=True",
+    "lstm:peephole=diagonal",
+    "lstm_coupled:update=tanh:peephole=diagonal",
     "rnn_tanh:independent=True",
     "rnn_identity:residual=True:independent=True",
 )
@@ -38,7 +38,7 @@ RANDOM = (
     "lstm:zoneout_h=0.3:zoneout_c=0.4:dropout=0.2",
     "lstm:zoneout_c=0.5",
     "lstm_coupled:update=tanh:zoneout_h=0.5:zoneout_c=0.25",
-    "lstm:peephole=True:zoneout_h=0.3:dropout=0.5",
+    "lstm:peephole=diagonal:zoneout_h=0.3:dropout=0.5",
     "slstm:zoneout_h=0.25:dropout=0.3",
     "gru:zoneout_h=0.3:dropout=0.2",
     "gru_reset_before:zoneout_h=0.5:dropout=0.5",

@@ -34,7 +34,8 @@ OPTIONS = {
     "LSTM": EVERYWHERE
     | {
         "coupled": (False, True),
-        "peephole": (None, "diagonal"),
+        "peephole": (None, "diagonal", "full"),
+        "layer_norm": (False, True),
         "candidate": ("tanh", "sigmoid"),
         "cell_activation": ("identity", "tanh"),
         "output_activation": ("tanh", "identity"),
@@ -43,7 +44,12 @@ OPTIONS = {
         "proj_size": (0, 2),
     },
     "GRU": EVERYWHERE
-    | {"reset_after": (True, False), "candidate": ("tanh", "sigmoid"), "zoneout": (0.0, 0.3)},
+    | {
+        "reset_after": (True, False),
+        "layer_norm": (False, True),
+        "candidate": ("tanh", "sigmoid"),
+        "zoneout": (0.0, 0.3),
+    },
     "RNN": EVERYWHERE
     | {
         "nonlinearity": ("tanh", "sigmoid", "identity"),
@@ -58,10 +64,23 @@ HOW = ("training", "lengths", "reset", "recompute")  # not arguments of the clas
 # What may not be together, what says so, and how it names the two.
 REFUSED = {
     "LSTM": [
-        (lambda o: o.get("peephole") and shares(o)[1], "zoneout is .* and peephole is given"),
+        (
+            lambda o: o.get("peephole") == "diagonal" and shares(o)[1],
+            "zoneout is .* and peephole is 'diagonal'",
+        ),
+        (lambda o: o.get("layer_norm") and shares(o)[1], "zoneout is .* and layer_norm is True"),
+        (
+            lambda o: o.get("peephole") == "full" and o.get("layer_norm"),
+            "peephole is 'full' and layer_norm is True",
+        ),
         (lambda o: o.get("proj_size") and shares(o)[0], "zoneout is .* and proj_size is"),
     ],
-    "GRU": [],
+    "GRU": [
+        (
+            lambda o: o.get("layer_norm") and o.get("reset_after") is False,
+            "layer_norm is True and reset_after is False",
+        ),
+    ],
     "RNN": [
         (
             lambda o: o.get("recurrent_dropout") and o.get("residual") is False,
@@ -115,9 +134,17 @@ class Bounded(torch.autograd.Function):
         return dh.clamp(-ctx.bound, ctx.bound), None
 
 
+def normal(v, gain, bias=None):
+    """Layer normalisation, written out."""
+    v = v - v.mean(-1, keepdim=True)
+    v = gain * v / (v.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return v if bias is None else v + bias
+
+
 def lstm(o, a, states, own, drop):
     h, c = states
-    *i, f, g, o_ = (sum(pair) for pair in a(h))
+    own, norm = own
+    *i, f, g, o_ = (sum(pair) for pair in a(h, c))
     if own is not None:
         *w_i, w_f, w_o = own
         i = [x + w * c for x, w in zip(i, w_i, strict=True)]
@@ -130,7 +157,7 @@ def lstm(o, a, states, own, drop):
         c = c.clamp(-o["cell_clip"], o["cell_clip"])
     if own is not None:
         o_ = o_ + w_o * c
-    return sigmoid(o_) * ACTIVATIONS[o["output_activation"]](c), c
+    return sigmoid(o_) * ACTIVATIONS[o["output_activation"]](normal(c, *norm) if norm else c), c
 
 
 def slstm(o, a, states, own, drop):
@@ -191,8 +218,14 @@ def written_out(layer, o, module, x, lengths, reset):
 def direction(layer, o, module, x, lengths, reset, gates, suffix, U, seed):
     names = ("weight_ih", "bias_ih", "bias_hh")
     W, b_ih, b_hh = (getattr(module, n + suffix, None) for n in names)
-    own = getattr(module, "weight_ch" + suffix, None)
+    own, V, norm = getattr(module, "weight_ch" + suffix, None), None, None
+    if o.get("peephole") == "full":
+        own, V = None, own
     own = None if own is None else own.view(-1, H)
+    if o.get("layer_norm"):
+        gain, gain_h = (getattr(module, n + suffix) for n in ("weight_ln_ih", "weight_ln_hh"))
+        if layer == "LSTM":
+            norm = [getattr(module, n + suffix) for n in ("weight_ln_c", "bias_ln_c")]
     R = getattr(module, "weight_hr" + suffix, None)
     backwards = suffix.endswith("reverse")
     p_h, p_c = shares(o)
@@ -212,14 +245,19 @@ def direction(layer, o, module, x, lengths, reset, gates, suffix, U, seed):
             cut = (reset[edge] & (edge < lengths)).unsqueeze(-1)
             states = [torch.where(cut, a, b) for a, b in zip(begin, states, strict=True)]
 
-        def a(h, t=t):
+        def a(h, c=None, t=t):
             recur = U * h if o.get("independent") else linear(h, U)
-            parts = linear(x[t], W, b_ih), recur if b_hh is None else recur + b_hh
+            if V is not None:
+                recur = recur + linear(c, V)
+            if o.get("layer_norm"):
+                parts = normal(linear(x[t], W), gain, b_ih), normal(recur, gain_h, b_hh)
+            else:
+                parts = linear(x[t], W, b_ih), recur if b_hh is None else recur + b_hh
             return list(zip(*(p.chunk(gates, -1) for p in parts), strict=True))
 
         p = o["recurrent_dropout"]
         drop = share(p, random.DROP, t) / (1 - p) if seed is not None else 1.0
-        h, *inner = STEPS[layer](o, a, states, own, drop)
+        h, *inner = STEPS[layer](o, a, states, (own, norm), drop)
         kept = share(p_c, random.KEEP_C, t)
         inner = [kept * new + (1 - kept) * old for new, old in zip(inner, states[1:], strict=True)]
         kept = share(p_h, random.KEEP_H, t)

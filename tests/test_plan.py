@@ -204,7 +204,8 @@ def test_wrong_arguments_name_what_is_right(monkeypatch):
 
 
 def test_the_command(capsys):
-    arguments = "plan --cell gru -T 1024 -B 16 -H 768 --dtype bf16 --device h200".split()
+    arguments = "plan --cell gru:candidate=relu -T 1024 -B 16 -H 768 --dtype bf16 --device h200"
+    arguments = arguments.split()
     assert command.main(arguments) == 0
     out = capsys.readouterr().out
     assert out.startswith("cluster: runs; ") and "a model, nothing measured" in out

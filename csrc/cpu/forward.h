@@ -120,6 +120,27 @@ inline FRNN_INLINE Lanes<A> drawn(const Pair<A>& units, const uint64_t (&keys)[2
   return x;
 }
 
+// Shares of what is new: zoneout's and dropout's.
+template <class A>
+struct Shares {
+  Lanes<A> h, c, drop;
+};
+
+// Not inline: most calls draw nothing, and inline it takes the compiler as long as all else.
+template <class A>
+[[gnu::noinline]] Shares<A> shares_of(const CellOptions& options, const int64_t* seed, int64_t t,
+                                      const Pair<A>& units) {
+  const double h = options.zoneout_h, c = options.zoneout_c, drop = options.dropout;
+  Shares<A> x{Lanes<A>(A(1 - h)), Lanes<A>(A(1 - c)), Lanes<A>(A(1))};
+  if (!seed) return x;
+  const uint64_t keys[] = {row_key(*seed, t, units.first.b), row_key(*seed, t, units.second.b)};
+  if (h > 0) x.h = drawn(units, keys, Stream::keep_h, h);
+  if (c > 0) x.c = drawn(units, keys, Stream::keep_c, c);
+  const Lanes<A> scale(drop < 1 ? A(1 / (1 - drop)) : A(0));
+  if (drop > 0) x.drop = scale * drawn(units, keys, Stream::drop, drop);
+  return x;
+}
+
 // What the units have of their own at step t: D is the tensors' type.
 template <class Cell, class D, class Args>
 inline FRNN_INLINE PerUnit<Lanes<State<D>>> own_values(const Args& a, int64_t t,
@@ -134,19 +155,9 @@ inline FRNN_INLINE PerUnit<Lanes<State<D>>> own_values(const Args& a, int64_t t,
       own.weight[k] = gather(units, [=](const Units<A>& u) FRNN_INLINE { return row + u.j; });
     });
   }
-  if (!options.random()) return own;
-  own.keep_h = Lanes<A>(A(1 - options.zoneout_h)), own.keep_c = Lanes<A>(A(1 - options.zoneout_c));
-  if (a.seed) {
-    const uint64_t keys[] = {row_key(*a.seed, t, units.first.b),
-                             row_key(*a.seed, t, units.second.b)};
-    if (options.zoneout_h > 0) own.keep_h = drawn(units, keys, Stream::keep_h, options.zoneout_h);
-    if (options.zoneout_c > 0) own.keep_c = drawn(units, keys, Stream::keep_c, options.zoneout_c);
-    if (options.dropout > 0) {
-      const A scale = options.dropout < 1 ? A(1 / (1 - options.dropout)) : A(0);
-      own.drop = Lanes<A>(scale) * drawn(units, keys, Stream::drop, options.dropout);
-    }
-  } else {
-    own.drop = Lanes<A>(A(1));
+  if (options.random()) {
+    const Shares<A> shares = shares_of<A>(options, a.seed, t, units);
+    own.keep_h = shares.h, own.keep_c = shares.c, own.drop = shares.drop;
   }
   return own;
 }

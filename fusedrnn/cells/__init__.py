@@ -65,7 +65,10 @@ def _variant(name: str) -> Cell:
         of_all = {key: made.pop(key) for key in _OF_ALL if key in made}
         return replace(_MAKERS[plain](name, **made), **of_all)
     except (KeyError, ValueError) as error:
-        raise KeyError(f"no cell named {name!r}; there are {', '.join(_MAKERS)}") from error
+        known = f"there are {', '.join(_MAKERS)}"
+        if plain in _MAKERS:
+            known = f"{plain} has the options {', '.join(_defaults(plain))}"
+        raise KeyError(f"no cell named {name!r}; {known}") from error
 
 
 CELLS = _Cells({name: make(name) for name, make in _MAKERS.items()})

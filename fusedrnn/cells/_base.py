@@ -40,10 +40,15 @@ class PerUnit(NamedTuple):
 
     weight: tuple[Tensor, ...] = ()  # [H] each, as ``Cell.weights`` says
     drop: Tensor | None = None  # [B, H], recurrent dropout's factor
+    norm: Callable[[Tensor], Tensor] | None = None  # of c, on its way to h
 
     def dropped(self, new: Tensor) -> Tensor:
         """What of ``new`` reaches the state."""
         return new if self.drop is None else new * self.drop
+
+    def normed(self, c: Tensor) -> Tensor:
+        """c as h is made of it."""
+        return c if self.norm is None else self.norm(c)
 
 
 class UnitWeight(NamedTuple):
@@ -73,6 +78,9 @@ class Cell:
         second: how many of the last gates take a second product, of the cell's own operand.
         operand: which entry of ``saved`` is that operand.
         weights: what a unit weighs of its own states.
+        full: what meets ``weight_hh`` is h and c, one after the other: ``[G*H, P + H]``.
+        norms: rows of ``weight_unit`` after those of ``weights`` that layer normalisation has: the
+            gains of the h-preactivations of each gate; then, of c on its way to h, gain and bias.
         independent: no unit sees another's h: there is no product with ``weight_hh``.
         dh_clip: in backward, the bound of what arrives at each step's h; 0: none.
         zoneout_h: the probability that h stays as it was; 0: none.
@@ -93,6 +101,8 @@ class Cell:
     second: int = 0
     operand: int | None = None
     weights: tuple[UnitWeight, ...] = ()
+    full: bool = False
+    norms: int = 0
     independent: bool = False
     dh_clip: float = 0.0
     zoneout_h: float = 0.0
@@ -112,7 +122,7 @@ class Cell:
     @property
     def by_cluster(self) -> bool:
         """Whether the CUDA cluster kernel has this cell: no second product, two states at most."""
-        special = self.random or self.weights or self.independent
+        special = self.random or self.weights or self.independent or self.full or self.norms
         return self.second == 0 and len(self.states) <= 2 and not special
 
     @property

@@ -7,7 +7,7 @@ from ._base import Cell, PerUnit, TritonCell
 from ._nonlinear import NONLINEARITIES
 
 
-def cell(name: str, candidate: str = "tanh") -> Cell:
+def cell(name: str, candidate: str = "tanh", layer_norm: bool = False) -> Cell:
     """The cell with ``candidate`` as the nonlinearity of n."""
     act = NONLINEARITIES[candidate]
     g, slope = candidate, f"{candidate}_slope"
@@ -42,5 +42,6 @@ def cell(name: str, candidate: str = "tanh") -> Cell:
         saved=("r", "z", "n", "q"),
         h_grad=(0, 1, 3),
         reference=reference,
-        triton=TritonCell(forward, backward),
+        triton=None if layer_norm else TritonCell(forward, backward),
+        norms=3 if layer_norm else 0,
     )

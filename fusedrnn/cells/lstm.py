@@ -1,5 +1,6 @@
 """LSTM as torch.nn.LSTM (Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000)."""
 
+import torch
 from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
@@ -17,13 +18,15 @@ def cell(
     update: str = "identity",
     output: str = "tanh",
     clip: float = 0.0,
-    peephole: bool = False,
+    peephole: str = "",
+    layer_norm: bool = False,
 ) -> Cell:
     """The cell with the options of csrc/cells/lstm.h."""
     act, out_act = NONLINEARITIES[candidate], NONLINEARITIES[output]
     inner_c = inner(update, clip)
     g, g_slope, a, a_slope = candidate, f"{candidate}_slope", update, f"{update}_slope"
     y_act, y_slope = output, f"{output}_slope"
+    diagonal, full = peephole == "diagonal", peephole == "full"
     within, within_slope, limit = "bounded", "bounded_slope", clip
 
     def reference(
@@ -31,14 +34,14 @@ def cell(
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: c = f * c' + i * g,  h = o * tanh(c)."""
         h, c = states
-        u = recur(h)
+        u = recur(torch.cat((h, c), -1) if full else h)
         a_i, a_f, a_g, a_o = (a + b for a, b in zip(x, u, strict=True))
-        if peephole:
+        if diagonal:
             a_i, a_f = a_i + own.weight[0] * c, a_f + own.weight[1] * c
         i, f, g = sigmoid(a_i), sigmoid(a_f), act(a_g)
         c = inner_c(f * c + i * own.dropped(g))
-        o = sigmoid(a_o + own.weight[2] * c if peephole else a_o)
-        return (o * out_act(c), c), (i, f, g, o)
+        o = sigmoid(a_o + own.weight[2] * c if diagonal else a_o)
+        return (o * out_act(own.normed(c)), c), (i, f, g, o)
 
     @jit
     def forward(x, u, s):
@@ -64,6 +67,8 @@ def cell(
         saved=("i", "f", "g", "o"),
         h_grad=(0, 1, 2, 3),
         reference=reference,
-        triton=None if peephole else TritonCell(forward, backward),
-        weights=_PEEPHOLES if peephole else (),
+        triton=None if peephole or layer_norm else TritonCell(forward, backward),
+        weights=_PEEPHOLES if diagonal else (),
+        full=full,
+        norms=6 if layer_norm else 0,
     )

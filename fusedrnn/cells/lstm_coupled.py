@@ -1,5 +1,6 @@
 """LSTM with coupled gates, i = 1 - f (Greff et al. 2017: CIFG)."""
 
+import torch
 from torch import Tensor, sigmoid
 
 from ..triton.lazy import jit
@@ -15,13 +16,15 @@ def cell(
     update: str = "identity",
     output: str = "tanh",
     clip: float = 0.0,
-    peephole: bool = False,
+    peephole: str = "",
+    layer_norm: bool = False,
 ) -> Cell:
     """The cell with the options of csrc/cells/lstm.h."""
     act, out_act = NONLINEARITIES[candidate], NONLINEARITIES[output]
     inner_c = inner(update, clip)
     g, g_slope, a, a_slope = candidate, f"{candidate}_slope", update, f"{update}_slope"
     y_act, y_slope = output, f"{output}_slope"
+    diagonal, full = peephole == "diagonal", peephole == "full"
     within, within_slope, limit = "bounded", "bounded_slope", clip
 
     def reference(
@@ -29,12 +32,12 @@ def cell(
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step: c = f * c' + (1 - f) * g,  h = o * tanh(c)."""
         h, c = states
-        u = recur(h)
+        u = recur(torch.cat((h, c), -1) if full else h)
         a_f, a_g, a_o = (a + b for a, b in zip(x, u, strict=True))
-        f, g = sigmoid(a_f + own.weight[0] * c if peephole else a_f), act(a_g)
+        f, g = sigmoid(a_f + own.weight[0] * c if diagonal else a_f), act(a_g)
         c = inner_c(f * c + (1 - f) * own.dropped(g))
-        o = sigmoid(a_o + own.weight[1] * c if peephole else a_o)
-        return (o * out_act(c), c), (f, g, o)
+        o = sigmoid(a_o + own.weight[1] * c if diagonal else a_o)
+        return (o * out_act(own.normed(c)), c), (f, g, o)
 
     @jit
     def forward(x, u, s):
@@ -59,6 +62,8 @@ def cell(
         saved=("f", "g", "o"),
         h_grad=(0, 1, 2),
         reference=reference,
-        triton=None if peephole else TritonCell(forward, backward),
-        weights=_PEEPHOLES if peephole else (),
+        triton=None if peephole or layer_norm else TritonCell(forward, backward),
+        weights=_PEEPHOLES if diagonal else (),
+        full=full,
+        norms=5 if layer_norm else 0,
     )
