@@ -13,6 +13,9 @@
 //            of the x-preactivations (W_ih x + b_ih); h_grad(g) says which one belongs to the
 //            h-preactivation (W_hh h + b_hh) of gate g. Where both are the same number (LSTM) no
 //            extra vector is kept.
+//   kNorms   what layer normalisation does: 0, the cell has none; 1, it normalises u; 2, also c on
+//   its
+//            way to h = o * output(c), o being saved[kOutputGate]
 //   kSecond  how many of the LAST gates take a second recurrent product, of the cell's own operand
 //            instead of h: 0, or 1 in the reset-before GRU, whose candidate sees U (r * h).
 //
@@ -54,6 +57,22 @@ struct PerUnit {
   T drop;       // recurrent dropout: 0, or 1 / (1 - p)
   T keep_h,
       keep_c;  // zoneout: the share of the new h, and of the new inner state: 0 or 1, or 1 - p
+};
+
+// Rows of weight_unit, vectors of saved and vectors of grads of a call. Layer normalisation adds
+// the gains of each gate's u, and gain and bias of c; each gate's u before it; and the gradients of
+// that, and of the normalised c with gain and bias.
+template <class Cell>
+struct CallSizes {
+  int weights, saved, grads;
+  explicit CallSizes(const CellOptions& o)
+      : weights(Cell::weights(o)), saved(Cell::kSaved), grads(Cell::kGrads) {
+    if (!o.layer_norm || Cell::kNorms == 0) return;
+    const bool inner = Cell::kNorms == 2;
+    weights += Cell::kGates + (inner ? 2 : 0);
+    saved += Cell::kGates;
+    grads += Cell::kGates + (inner ? 1 : 0);
+  }
 };
 
 // share * a + (1 - share) * b

@@ -53,15 +53,19 @@ inline void read_option(CellOptions& options, const std::string& key, const std:
     options.dropout = read_number(value);
   } else if (key == "residual" && value == "True") {
     options.residual = true;
-  } else if (key == "peephole" && value == "True") {
+  } else if (key == "peephole" && value == "diagonal") {
     options.peephole = true;
+  } else if (key == "peephole" && value == "full") {
+    options.full = true;
+  } else if (key == "layer_norm" && value == "True") {
+    options.layer_norm = true;
   } else if (key == "independent" && value == "True") {
     options.independent = true;
   } else {
     throw std::invalid_argument(
         "fusedrnn: no cell has an option '" + key +
         "'; there are candidate, update, output, clip, dh_clip, zoneout_h, zoneout_c, dropout, "
-        "residual=True, peephole=True and independent=True");
+        "residual=True, independent=True, peephole=diagonal, peephole=full and layer_norm=True");
   }
 }
 

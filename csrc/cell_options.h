@@ -6,6 +6,11 @@
 // (Semeniuta et al. 2016). Both are drawn in every step (csrc/random.h) if the call has a seed;
 // without one zoneout mixes old and new in its proportion.
 //
+// full (LSTM): gates see all of the c before the step as they see h, through columns of W_hh.
+//
+// layer_norm: the h-preactivations of all gates, before the bias, and an LSTM's c on its way to h
+// are normalised (Ba et al. 2016), by the kernels.
+//
 // independent (RNN): no product; a unit's h' meets a weight of its own.
 //
 // dh_clip is every cell's, and the kernels': in backward, what arrives at a step's h (after the
@@ -13,6 +18,8 @@
 #pragma once
 
 namespace fusedrnn {
+
+constexpr double kNormEps = 1e-5;  // added to the variance
 
 enum class Nonlinearity : int { tanh, relu, sigmoid, identity };
 
@@ -23,17 +30,20 @@ struct CellOptions {
   double clip = 0;                                   // 0: none
   double dh_clip = 0;                                // 0: none
   double zoneout_h = 0, zoneout_c = 0, dropout = 0;  // probabilities; 0: none
-  bool residual = false, peephole = false, independent = false;
+  bool residual = false, independent = false;
+  bool peephole = false, full = false, layer_norm = false;
 
   // Whether a step draws random numbers, where it is given a seed.
   constexpr bool random() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
 
   // What the resident GPU kernels leave to the stepwise one.
-  constexpr bool stepwise_only() const { return random() || peephole || independent; }
+  constexpr bool stepwise_only() const {
+    return random() || peephole || independent || full || layer_norm;
+  }
   constexpr CellOptions without_stepwise_only() const {
     CellOptions rest = *this;
     rest.zoneout_h = rest.zoneout_c = rest.dropout = 0;
-    rest.peephole = rest.independent = false;
+    rest.peephole = rest.independent = rest.full = rest.layer_norm = false;
     return rest;
   }
 };

@@ -12,6 +12,7 @@
 //
 // weight_unit: V = Cell::weights(options) weights of each unit's own. Where the options say that
 // units are independent, weight_hh is [G*H, 0]: there is no product.
+// With full peepholes it is [G*H, P + H]: what meets it is h, and then c.
 //
 // seed: where it is given, a cell with random options draws (csrc/random.h); else it takes means.
 //
@@ -36,8 +37,8 @@ struct SequenceSizes {
   int threads;    // CPU only: how many may be used
   CellOptions options = {};
 
-  // How many numbers of h meet W_hh.
-  int64_t depth() const { return options.independent ? 0 : P; }
+  // How many numbers of a row meet W_hh.
+  int64_t depth() const { return options.independent ? 0 : options.full ? P + H : P; }
 };
 
 struct SequenceForward {

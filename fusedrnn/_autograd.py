@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
 from . import reference
 from ._call import Reset, Weights
@@ -152,7 +152,7 @@ def gradients(
     (x, h0, c0, *anew), weights = leaves[:5], _weights(leaves)
     resets = None if mask is None else Reset(mask, *anew)
     grads, dh0, dc0, dh, *danew = op("backward", backend)(
-        cell, dy, dhn, dcn, y, h0, c0, [w.weight_hh for w in weights],
+        cell, dy, dhn, dcn, y, h0, c0, _recurrent(weights),
         _present(w.weight_hr for w in weights), _present(w.weight_unit for w in weights), seed,
         lengths, mask, *anew, saved, cells,
     )  # fmt: skip
@@ -179,7 +179,12 @@ def gradients(
         if need.weight_hr:
             new[4] = dh[i].flatten(0, 1).t() @ hidden[i].flatten(0, 1)
         if need.weight_unit:
-            new[5] = _unit_weight_grad(record, grads[i], met, cells[i], c0[i])
+            own = _unit_weight_grads(record, grads[i], met, cells[i], c0[i])
+            own += _norm_grads(record, grads[i], saved[i], cells[i])
+            new[5] = torch.stack(own).to(y.dtype)
+        if need.weight_ch:
+            rounded = met.of_inner(0, cells[i].to(y.dtype), c0[i])
+            new[6] = _weight_grad(record, rows, rounded, saved[i])
         flat += new
     if needs[0]:
         dx = grads.flatten(3)[..., :width] if dx is None else dx.view(x.shape)
@@ -219,7 +224,7 @@ def forward(
     else:
         gx = [linear(x, w.weight_ih, w.bias_ih) for w in weights]
     return op("forward", backend)(
-        cell, gx, [w.weight_hh for w in weights], _present(w.bias_hh for w in weights),
+        cell, gx, _recurrent(weights), _present(w.bias_hh for w in weights),
         _present(w.weight_hr for w in weights), _present(w.weight_unit for w in weights), seed,
         h0, c0, lengths, mask, *anew, save,
     )  # fmt: skip
@@ -234,6 +239,11 @@ class _Met(NamedTuple):
     reset: Reset | None
     reverse: bool
     anew: Tensor | None  # [B, P], the reset state; None: zero
+
+    def of_inner(self, k: int, cells: Tensor, c0: Tensor) -> "_Met":
+        """The same of inner state k; ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H]."""
+        anew = self.reset and self.reset.c
+        return self._replace(y=cells[:, k], h0=c0[k], anew=None if anew is None else anew[k])
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """It before each row's first step ``[B, P]``, and before the others ``[(T-1)*B, P]``."""
@@ -255,7 +265,7 @@ def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
     (T, B, P), H, G = met.y.shape, saved.shape[3], len(cell.gates)
     out = met.y.new_empty(G * H, P)
     first, later = met.parts()
-    for gate, a, b in _runs(cell, H):
+    for gate, a, b in _runs(cell, cell.product_grad, H):
         columns, rows = d[:, a:b], out[gate * H : gate * H + b - a]
         if gate >= G - cell.second:
             torch.mm(columns.t(), saved[:, :, cell.operand].flatten(0, 1), out=rows)
@@ -268,8 +278,8 @@ def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
     return out
 
 
-def _unit_weight_grad(cell: Cell, d: Tensor, met: _Met, cells: Tensor, c0: Tensor) -> Tensor:
-    """Of each unit's own weights ``[V, H]``: sums of a gate's gradient times a state's value.
+def _unit_weight_grads(cell: Cell, d: Tensor, met: _Met, cells: Tensor, c0: Tensor) -> list[Tensor]:
+    """Of each unit's own weights ``[H]``: sums of a gate's gradient times a state's value.
 
     ``d`` is [T, B, D, H], ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H].
     """
@@ -280,31 +290,53 @@ def _unit_weight_grad(cell: Cell, d: Tensor, met: _Met, cells: Tensor, c0: Tenso
         if weight.after:
             sums.append((rows * cells[:, k].reshape(T * B, H)).sum(0))
             continue
-        of = met
-        if k >= 0:
-            anew = met.reset and met.reset.c
-            of = met._replace(y=cells[:, k], h0=c0[k], anew=None if anew is None else anew[k])
-        first, later = of.parts()
+        first, later = (met if k < 0 else met.of_inner(k, cells, c0)).parts()
         if met.reverse:
             begin, rest = _first_step(rows, T, B, met.lengths), rows[: T * B - B]
         else:
             begin, rest = rows[:B], rows[B:]
         sums.append((begin * first).sum(0) + (rest * later).sum(0))
-    return torch.stack(sums).to(d.dtype)
+    return sums
+
+
+def _norm_grads(cell: Cell, d: Tensor, saved: Tensor, cells: Tensor) -> list[Tensor]:
+    """Of layer normalisation's weights, in their order: ``[H]`` each. ``saved`` is [T, B, K, H]."""
+    if not cell.norms:
+        return []
+    G, H = len(cell.gates), d.shape[3]
+    wide = reference.state_dtype(d.dtype)
+    v = saved[:, :, len(cell.saved) :].to(wide)
+    of_u = d[:, :, list(cell.h_grad)].to(wide) * layer_norm(v, (G, H))
+    grads = list(of_u.sum((0, 1)))
+    if cell.norms > G:
+        of_c = d[:, :, -1].to(wide)
+        grads += [(of_c * layer_norm(cells[:, 0], (H,))).sum((0, 1)), of_c.sum((0, 1))]
+    return grads
+
+
+def _recurrent(weights: tuple[Weights, ...]) -> list[Tensor]:
+    """weight_hh as the kernels take it: with full peepholes c's columns follow."""
+    return [
+        w.weight_hh if w.weight_ch is None else torch.cat((w.weight_hh, w.weight_ch), 1)
+        for w in weights
+    ]
 
 
 def _bias_grads(cell: Cell, total: Tensor, need: Weights) -> list[Tensor | None]:
     """Those of bias_ih and bias_hh; ``total`` ``[D*H]`` is the sum over all rows."""
     G, H = len(cell.gates), len(total) // cell.grads
     dx = total[: G * H] if need.bias_ih else None
-    runs = [total[a:b] for _, a, b in _runs(cell, H)]
+    runs = [total[a:b] for _, a, b in _runs(cell, cell.h_grad, H)]
     return [dx, torch.cat(runs) if need.bias_hh else None]
 
 
-def _runs(cell: Cell, H: int) -> list[tuple[int, int, int]]:
-    """(gate, a, b): gates from that one on have their h-gradients in columns a..b: one product."""
+def _runs(cell: Cell, vectors: tuple[int, ...], H: int) -> list[tuple[int, int, int]]:
+    """(gate, a, b): gates from that one on have their gradients in columns a..b: one product.
+
+    ``vectors`` says which vector of gradients is that of each gate.
+    """
     runs: list[tuple[int, int, int]] = []
-    for gate, index in enumerate(cell.h_grad):
+    for gate, index in enumerate(vectors):
         if runs and gate != len(cell.gates) - cell.second and runs[-1][2] == index * H:
             runs[-1] = (*runs[-1][:2], (index + 1) * H)
         else:

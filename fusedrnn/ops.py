@@ -55,7 +55,7 @@ def _fake_forward(
         new(T, B, N * P),
         new(N, B, P),
         new(N, S - 1, B, H),
-        new((N, T, B, len(record.saved), H) if save else 0),
+        new((N, T, B, record.kept, H) if save else 0),
         new((N, T, S - 1, B, H) if save else 0, dtype=wide),
         new((N, T, B, H) if save and weight_hr else 0),
     )
@@ -102,13 +102,14 @@ for _overload in ("native", "triton"):
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:
     """For each backend, why it cannot serve the sequence op on such a problem, or None."""
     reason, record = None, CELLS[cell]
-    if record.full or record.norms:
-        what = "layer normalisation" if record.norms else "the full peephole"
-        reason = f"cell {cell!r} has {what}, which no native kernel has yet"
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
     triton = triton_sequence.limit(cell, dtype, projection)
-    return {"cpu": reason, "cuda": reason, "triton": triton}
+    cuda = reason
+    if record.full or record.norms:
+        what = "layer normalisation" if record.norms else "the full peephole"
+        cuda = f"cell {cell!r} has {what}, which no CUDA kernel has yet"
+    return {"cpu": reason, "cuda": cuda, "triton": triton}
 
 
 def sequence(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from exactness import assert_close64, assert_exact
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
 from fusedrnn import reference
 from fusedrnn._call import Reset, Weights
@@ -33,6 +33,16 @@ OWN = (
     "lstm_coupled:update=tanh:peephole=diagonal",
     "rnn_tanh:independent=True",
     "rnn_identity:residual=True:independent=True",
+)
+# What the kernels make anew around a cell, on the CPU alone.
+AROUND = (
+    "lstm:peephole=full",
+    "lstm_coupled:candidate=relu:peephole=full:zoneout_h=0.2:zoneout_c=0.1",
+    "lstm:layer_norm=True",
+    "lstm:output=identity:clip=0.9:peephole=diagonal:layer_norm=True:zoneout_h=0.2",
+    "lstm_coupled:layer_norm=True:dropout=0.1",
+    "gru:layer_norm=True",
+    "gru:candidate=relu:layer_norm=True:dh_clip=0.2:zoneout_h=0.5:dropout=0.2",
 )
 RANDOM = (
     "lstm:zoneout_h=0.3:zoneout_c=0.4:dropout=0.2",
@@ -134,8 +144,10 @@ def inputs(cell: Cell, case: Case, dtype: torch.dtype, device: str = "cpu") -> R
     for d in range(N):
         depth = 0 if cell.independent else P
         tensors[f"weight_hh{d}"] = normal(G * H, depth, scale=gain * P**-0.5)
-        if cell.weights:
-            tensors[f"weight_unit{d}"] = normal(len(cell.weights), H, scale=gain * 0.5)
+        if own := len(cell.weights) + cell.norms:
+            tensors[f"weight_unit{d}"] = normal(own, H, scale=gain * 0.5)
+        if cell.full:
+            tensors[f"weight_ch{d}"] = normal(G * H, H, scale=gain * H**-0.5)
         if case.bias:
             tensors[f"bias_hh{d}"] = normal(G * H, scale=H**-0.5)
         if case.P:
@@ -154,7 +166,7 @@ def arguments(case: Case, tensors: Result) -> tuple:
         Weights(
             None, tensors[f"weight_hh{d}"], None,
             tensors.get(f"bias_hh{d}"), tensors.get(f"weight_hr{d}"),
-            tensors.get(f"weight_unit{d}"),
+            tensors.get(f"weight_unit{d}"), tensors.get(f"weight_ch{d}"),
         )
         for d in range(case.directions)
     )  # fmt: skip
@@ -229,9 +241,18 @@ def _plain_direction(
     gates, T = len(cell.gates), gx.shape[0]
     H = w.weight_hh.shape[0] // gates
 
+    norms, norm = w.weight_unit[len(cell.weights) :] if cell.norms else None, None
+    if cell.norms > gates:
+        norm = lambda c: layer_norm(c, (H,), norms[gates], norms[gates + 1])  # noqa: E731
+
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
         rows = slice(first * H, last * H)
         b = None if w.bias_hh is None else w.bias_hh[rows]
+        if cell.norms:
+            u = layer_norm(linear(v, w.weight_hh), (gates * H,), norms[:gates].flatten(), b)
+            return u.chunk(gates, -1)
+        if cell.full:
+            return linear(v, torch.cat((w.weight_hh, w.weight_ch), 1), b).chunk(gates, -1)
         if cell.independent:
             return (0 if b is None else b,)
         return linear(v, w.weight_hh[rows], b).chunk(last - first, -1)
@@ -245,7 +266,7 @@ def _plain_direction(
         boundary = t + 1 if reverse else t
         if reset is not None and boundary < T:
             states = choose(reset.mask[boundary] & (boundary < end), anew, states)
-        own = PerUnit(() if w.weight_unit is None else w.weight_unit.unbind(0))
+        own = PerUnit(() if w.weight_unit is None else w.weight_unit.unbind(0), None, norm)
         new, _ = cell.reference(gx[t].chunk(gates, -1), states, recur, own)
         if w.weight_hr is not None:
             new = (linear(new[0], w.weight_hr), *new[1:])

@@ -5,7 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import assert_close64
-from sequence_case import CLIPPED, EVERY, KINDS, RANDOM, Case, arguments, inputs, native, run, truth
+from sequence_case import (
+    AROUND,
+    CLIPPED,
+    DTYPES,
+    EVERY,
+    KINDS,
+    RANDOM,
+    Case,
+    arguments,
+    check,
+    inputs,
+    native,
+    plain,
+    run,
+    truth,
+)  # fmt: skip
 from torch.library import opcheck
 
 import fusedrnn
@@ -43,6 +58,38 @@ def test_every_variant_equals_the_reference(name, device):
     tensors = inputs(cell, case, torch.float64, device)
     ours = run(ops.sequence, cell, case, tensors, torch.float64)
     assert_close64(ours, truth(cell, case, tensors), name)
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize("P", [None, 3])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_around_a_cell_equals_the_reference(name, P, threads, on_threads):
+    """Full peepholes and layer normalisation."""
+    on_threads(threads)
+    cell = CELLS[name]
+    if P and (len(cell.states) == 1 or cell.zoneout_h):
+        pytest.skip("no projection of this cell")
+    case = Case(5, 4, 35, P, directions=2, lengths=(2, 5, 0, 4), reset="given")
+    for one in (case, replace(case, directions=1, lengths=None, reset=None, bias=False, B=1, H=7)):
+        tensors = inputs(cell, one, torch.float64)
+        ours = run(ops.sequence, cell, one, tensors, torch.float64)
+        assert_close64(ours, truth(cell, one, tensors), name)
+
+
+@pytest.mark.parametrize("name", [n for n in AROUND if "zoneout" not in n])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_what_is_around_a_cell_is_as_exact_as_torch(name, dtype):
+    cell, case = CELLS[name], Case(6, 5, 37, directions=2)
+    tensors = inputs(cell, case, dtype)
+    ours = run(ops.sequence, cell, case, tensors, dtype)
+    check(ours, truth(cell, case, tensors), run(plain, cell, case, tensors, dtype), dtype, name)
+
+
+@pytest.fixture
+def on_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", RANDOM)

@@ -18,7 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-SOURCES = ("cpu/sequence.cpp", "testing/sanitize.cpp", "testing/openmp.cpp", "cpu/softmax.cpp")
+SOURCES = (
+    "cpu/sequence.cpp", "cpu/normed.cpp", "testing/sanitize.cpp", "testing/openmp.cpp",
+    "cpu/softmax.cpp",
+)  # fmt: skip
 # As in CMakeLists.txt.
 ISAS = {
     "portable": ["-march=x86-64-v2"],

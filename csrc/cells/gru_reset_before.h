@@ -13,7 +13,8 @@ inline namespace FRNN_ISA {
 
 struct GRUResetBefore {
   static constexpr const char* kName = "gru_reset_before";
-  static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 3, kSecond = 1, kOperand = 3;
+  static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 3, kSecond = 1, kNorms = 0,
+                       kOperand = 3;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
   FRNN_HD static constexpr int weights(const CellOptions&) { return 0; }
 

@@ -13,7 +13,8 @@ inline namespace FRNN_ISA {
 
 struct LSTM {
   static constexpr const char* kName = "lstm";
-  static constexpr int kGates = 4, kStates = 2, kSaved = 4, kGrads = 4, kSecond = 0;
+  static constexpr int kGates = 4, kStates = 2, kSaved = 4, kGrads = 4, kSecond = 0, kNorms = 2;
+  static constexpr int kOutputGate = 3;  // of the gates, and of saved
   FRNN_HD static constexpr int h_grad(int g) { return g; }
   FRNN_HD static constexpr int weights(const CellOptions& o) { return o.peephole ? 3 : 0; }
 

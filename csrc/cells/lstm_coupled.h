@@ -12,7 +12,8 @@ inline namespace FRNN_ISA {
 
 struct LSTMCoupled {
   static constexpr const char* kName = "lstm_coupled";
-  static constexpr int kGates = 3, kStates = 2, kSaved = 3, kGrads = 3, kSecond = 0;
+  static constexpr int kGates = 3, kStates = 2, kSaved = 3, kGrads = 3, kSecond = 0, kNorms = 2;
+  static constexpr int kOutputGate = 2;  // of the gates, and of saved
   FRNN_HD static constexpr int h_grad(int g) { return g; }
   FRNN_HD static constexpr int weights(const CellOptions& o) { return o.peephole ? 2 : 0; }
 

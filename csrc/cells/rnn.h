@@ -10,7 +10,7 @@ inline namespace FRNN_ISA {
 
 struct RNN {
   static constexpr const char* kName = "rnn";
-  static constexpr int kGates = 1, kStates = 1, kSaved = 1, kGrads = 1, kSecond = 0;
+  static constexpr int kGates = 1, kStates = 1, kSaved = 1, kGrads = 1, kSecond = 0, kNorms = 0;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
   FRNN_HD static constexpr int weights(const CellOptions& o) { return o.independent ? 1 : 0; }
 

@@ -26,8 +26,11 @@ class BackwardPass {
         H(a.n.H),
         P(a.n.P),
         projected(a.weight_hr != nullptr),
+        full(a.n.options.full),
         w1(a.n.options.independent ? 0 : N1 * H, P, Rows::inputs, a.weight_hh, nullptr, T,
-           a.n.threads),
+           a.n.threads, a.n.depth()),
+        wc(full ? N1 * H : 0, full ? H : 0, Rows::inputs, static_cast<const D*>(a.weight_hh) + P,
+           nullptr, T, a.n.threads, a.n.depth()),
         w2(N2 * H, N2 ? H : 0, Rows::inputs, static_cast<const D*>(a.weight_hh) + N1 * H * P,
            nullptr, T, a.n.threads),
         wr(projected ? P : 0, projected ? H : 0, Rows::inputs, a.weight_hr, nullptr, T,
@@ -46,8 +49,8 @@ class BackwardPass {
         danew_c(a.reset ? Inner * B * H : 0) {}
 
   bool allocated() const {
-    return w1 && w2 && wr && c0 && gates && direct && dc && dh && second && partial && anew_h &&
-           anew_c && danew_h && danew_c;
+    return w1 && wc && w2 && wr && c0 && gates && direct && dc && dh && second && partial &&
+           anew_h && anew_c && danew_h && danew_c;
   }
 
   void run(const Worker& worker) {
@@ -59,6 +62,7 @@ class BackwardPass {
       O* now = gates.get() + ((i + 1) % 2) * B * row;
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
       const auto nothing = [](const Tile<A>&) {};
+      if (full) through_full(worker, following);
       product(worker, B, following, w1, fetch, [&](const Tile<A>& tile) {
         each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
           where_alive(
@@ -92,9 +96,24 @@ class BackwardPass {
     finish(worker);
   }
 
- private:
+ protected:
+  // Full peepholes: what reaches c through the gates of the following step.
+  void through_full(const Worker& worker, const O* following) {
+    if constexpr (Inner > 0) {
+      product(
+          worker, B, following, wc, [](const Tile<A>&) {},
+          [&](const Tile<A>& tile) {
+            each_pair<1>(tile, H, [&](const Two& p) FRNN_INLINE {
+              scatter(p, gather(p, in(dc.get(), 1)) + product_of(p), in(dc.get(), 1));
+            });
+          });
+      worker.barrier();
+    }
+  }
+
   void prepare(const Worker& worker) {
     w1.prepare(worker);
+    wc.prepare(worker);
     w2.prepare(worker);
     wr.prepare(worker);
     if (worker.index == 0) {
@@ -162,13 +181,21 @@ class BackwardPass {
   }
 
   // The gradient of h at step t: product, direct part, dy.
-  FRNN_INLINE void arrive(int64_t t, int64_t later, const Two& p, O* now) {
+  FRNN_INLINE L arriving(int64_t t, int64_t later, const Two& p) {
     L total = product_of(p) + gather(p, in_h(direct.get()));
     stop(later, p, total, in_h(danew_h.get()));
     if (a.dy)
       total += gather(p, [&](const Units<A>& u) FRNN_INLINE { return row_of(a.dy, t, u.b) + u.j; });
-    total = limited(a.n.options, total);
-    if (!projected) return through_cell(t, later, p, now, total);
+    return limited(a.n.options, total);
+  }
+  FRNN_INLINE void arrive(int64_t t, int64_t later, const Two& p, O* now) {
+    const L total = arriving(t, later, p);
+    if (projected)
+      to_projection(t, p, total);
+    else
+      through_cell(t, later, p, now, total);
+  }
+  FRNN_INLINE void to_projection(int64_t t, const Two& p, const L& total) {
     scatter(p, L(0), in_h(direct.get()));
     scatter(p, total, in_rows(dh.get(), wr.row));
     scatter(p, total, in_h(static_cast<D*>(a.dh) + t * B * P));
@@ -176,8 +203,12 @@ class BackwardPass {
 
   // Units of a row past its end: gradients of its state go on unchanged, all others are zero.
   void pass_by(int64_t t, const Units<A>& u, O* now) {
+    pass_h(t, u);
+    if (!projected) silence(t, u, now);
+  }
+  void pass_h(int64_t t, const Units<A>& u) {
     for (int l = 0; l < u.n; ++l) direct.get()[u.b * P + u.j + l] += u.c[l];
-    if (!projected) return silence(t, u, now);
+    if (!projected) return;
     std::memset(in_rows(dh.get(), wr.row)(u), 0, u.n * sizeof(O));
     std::memset(static_cast<D*>(a.dh) + (t * B + u.b) * P + u.j, 0, u.n * sizeof(D));
   }
@@ -214,9 +245,9 @@ class BackwardPass {
                in_h(static_cast<const D*>(a.h0)), in_h(static_cast<const D*>(anew_h.get()))));
   }
 
-  // Backward of the cell: total is the gradient of its h.
-  FRNN_INLINE void through_cell(int64_t t, int64_t later, const Two& p, O* now, const L& total) {
-    const D* save = static_cast<const D*>(a.saved) + t * B * K * H;
+  // The states before and after step t, and the gradients of the inner ones after it.
+  FRNN_INLINE void states_around(int64_t t, int64_t later, const Two& p, L (&s)[S], L (&out)[S],
+                                 L (&dout)[S]) {
     const A* cells = static_cast<const A*>(a.cells);
     const auto inner = [=, this](int k) {
       const auto of = [=, this](const A* all) FRNN_INLINE { return in(all + k * B * H, 1); };
@@ -224,18 +255,24 @@ class BackwardPass {
           t, [=, this](int64_t s, const Units<A>& u) { return of(cells + s * Inner * B * H)(u); },
           of(c0.get()), of(anew_c.get()));
     };
-    L saved[K], s[S], out[S], dout[S], d[N], ds[S];
-    each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(save + k * H, K)); });
-    each<N>([&](auto k) FRNN_INLINE { d[k] = L(0); });
     s[0] = h_before(t, p);
-    out[0] = L(0);
-    dout[0] = total;
+    out[0] = dout[0] = L(0);
     each<S, 1>([&](auto k) FRNN_INLINE {
       s[k] = gather(p, inner(k - 1));
       out[k] = gather(p, in(cells + (t * Inner + k - 1) * B * H, 1));
       dout[k] = gather(p, in(dc.get() + (k - 1) * B * H, 1));
       stop(later, p, dout[k], in(danew_c.get() + (k - 1) * B * H, 1));
     });
+  }
+
+  // Backward of the cell: total is the gradient of its h.
+  FRNN_INLINE void through_cell(int64_t t, int64_t later, const Two& p, O* now, const L& total) {
+    const D* save = static_cast<const D*>(a.saved) + t * B * K * H;
+    L saved[K], s[S], out[S], dout[S], d[N], ds[S];
+    each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(save + k * H, K)); });
+    each<N>([&](auto k) FRNN_INLINE { d[k] = L(0); });
+    states_around(t, later, p, s, out, dout);
+    dout[0] = total;
     cell_backward<Cell>(a.n.options, own_values<Cell, D>(a, t, p), saved, s, out, dout, d, ds);
     if (!projected) scatter(p, ds[0], in(direct.get(), 1));
     each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, ds[k], in(dc.get() + (k - 1) * B * H, 1)); });
@@ -273,6 +310,7 @@ class BackwardPass {
   void finish(const Worker& worker) {
     const int64_t first = a.n.reverse ? T - 1 : 0;
     const O* gates0 = gates.get() + (T % 2) * B * row;
+    if (full) through_full(worker, gates0);
     product(
         worker, B, gates0, w1, [](const Tile<A>&) {},
         [&](const Tile<A>& tile) {
@@ -294,8 +332,8 @@ class BackwardPass {
 
   const SequenceBackward& a;
   const int64_t T, B, H, P;
-  const bool projected;
-  Panels<D, 1> w1, w2, wr;  // W_hh of the first gates and of the second product; W_hr
+  const bool projected, full;
+  Panels<D, 1> w1, wc, w2, wr;  // W_hh of the first gates, of c, and of the second product; W_hr
   Buffer<A> c0;
   // Gradients that meet weights, in rows as the products want them.
   const int64_t row;  // from one row of gates to the next

@@ -180,7 +180,8 @@ class ForwardPass {
         B(a.n.B),
         H(a.n.H),
         P(a.n.P),
-        w1(a.n.depth(), H, Rows::outputs, a.weight_hh, a.bias_hh, T, a.n.threads),
+        w1(a.n.depth(), H, Rows::outputs, a.weight_hh, a.n.options.layer_norm ? nullptr : a.bias_hh,
+           T, a.n.threads),
         w2(N2 ? H : 0, N2 ? H : 0, Rows::outputs, part(a.weight_hh, N1 * H * P),
            part(a.bias_hh, N1 * H), T, a.n.threads),
         wr(a.weight_hr ? H : 0, a.weight_hr ? P : 0, Rows::outputs, a.weight_hr, nullptr, T,
@@ -222,9 +223,23 @@ class ForwardPass {
         product(worker, B, before, w1, fetch,
                 [&](const Tile<A>& tile) { each_pair<N1>(tile, H, units); });
       }
-      if (a.weight_hr) {
-        worker.barrier();
-        product(worker, B, operand.get(), wr, nothing, [&](const Tile<A>& tile) {
+      if (a.weight_hr) project_all(worker, t, next, before, after);
+      worker.barrier();
+    }
+    finish(worker);
+  }
+
+ protected:
+  static const void* part(const void* tensor, int64_t from) {
+    return tensor ? static_cast<const D*>(tensor) + from : nullptr;
+  }
+
+  // h of a step from the cells' h, which lies in operand.
+  void project_all(const Worker& worker, int64_t t, int64_t next, const O* before, O* after) {
+    worker.barrier();
+    product(
+        worker, B, operand.get(), wr, [](const Tile<A>&) {},
+        [&](const Tile<A>& tile) {
           each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
             project(t, p, before, after);
             if (a.reset && next >= 0) {
@@ -233,15 +248,6 @@ class ForwardPass {
             }
           });
         });
-      }
-      worker.barrier();
-    }
-    finish(worker);
-  }
-
- private:
-  static const void* part(const void* tensor, int64_t from) {
-    return tensor ? static_cast<const D*>(tensor) + from : nullptr;
   }
 
   void prepare(const Worker& worker) {
@@ -256,6 +262,8 @@ class ForwardPass {
       if (kWide && !a.weight_hr)
         for (int64_t i = 0; i < B * H; ++i) states.get()[i] = load(h0[i]);
       for (int64_t i = 0; i < (S - 1) * B * H; ++i) states.get()[B * H + i] = load(c0[i]);
+      for (int64_t i = 0; i < B * H && a.n.options.full; ++i)
+        store(h.get()[i / H * row + P + i % H], load(c0[i]));
       const int64_t first = a.n.reverse ? T - 1 : 0;
       for (int64_t b = 0; b < B && a.reset; ++b) {
         restart(first, {b, 0, int(H), nullptr, 0}, h.get());
@@ -309,7 +317,19 @@ class ForwardPass {
     cell_forward<Cell>(a.n.options, own_values<Cell, D>(a, t, p), x, u, s, out, saved);
     each<S, !kWide>([&](auto k)
                         FRNN_INLINE { scatter(p, out[k], in(states.get() + k * B * H, 1)); });
-    const L hidden = rounded<D>(out[0]);
+    if constexpr (S > 1)
+      if (a.n.options.full) scatter(p, rounded<D>(out[1]), in_rows(after + P, row));
+    leave_h(t, p, out[0], after);
+    if (!a.saved) return;
+    D* save = static_cast<D*>(a.saved) + t * B * K * H;
+    A* cells = static_cast<A*>(a.cells) + t * (S - 1) * B * H;
+    each<K>([&](auto k) FRNN_INLINE { scatter(p, saved[k], in(save + k * H, K)); });
+    each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, out[k], in(cells + (k - 1) * B * H, 1)); });
+  }
+
+  // h of the cells: to y and the next step, or to the projection.
+  FRNN_INLINE void leave_h(int64_t t, const Two& p, const L& h_new, O* after) {
+    const L hidden = rounded<D>(h_new);
     if (a.weight_hr) {
       scatter(p, hidden, in_rows(operand.get(), wr.row));
     } else {
@@ -317,11 +337,6 @@ class ForwardPass {
       scatter(p, hidden, in_y(t));
     }
     if (a.hidden) scatter(p, hidden, in(static_cast<D*>(a.hidden) + t * B * H, 1));
-    if (!a.saved) return;
-    D* save = static_cast<D*>(a.saved) + t * B * K * H;
-    A* cells = static_cast<A*>(a.cells) + t * (S - 1) * B * H;
-    each<K>([&](auto k) FRNN_INLINE { scatter(p, saved[k], in(save + k * H, K)); });
-    each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, out[k], in(cells + (k - 1) * B * H, 1)); });
   }
 
   // The gates before the second product: leaves its operand.
@@ -366,6 +381,7 @@ class ForwardPass {
     }
     for (int k = 0; k < S - 1; ++k)
       reset_to(a.reset_c, (k * B + u.b) * H + u.j, u.n, in(states.get() + (k + 1) * B * H, 1)(u));
+    if (a.n.options.full) reset_to(a.reset_c, u.b * H + u.j, u.n, in_rows(after + P, row)(u));
   }
   void restart_h(int64_t next, const Units<A>& u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
@@ -386,6 +402,8 @@ class ForwardPass {
   // What such a row saves is zero: backward does not read it.
   void past(int64_t t, const Units<A>& u, const O* before, O* after) {
     if (!a.weight_hr) rest(t, u, before, after);
+    if (a.n.options.full)
+      std::memcpy(in_rows(after + P, row)(u), in_rows(before + P, row)(u), u.n * sizeof(O));
     if (!a.saved) return;
     const auto clear = [&](auto* row, int width) {
       std::memset(in(row, width)(u), 0, u.n * sizeof(*row));
@@ -414,8 +432,8 @@ class ForwardPass {
   Panels<D, N2 ? N2 : 1> w2;
   Panels<D, 1> wr;
   Buffer<A> states, kept;
-  const int64_t row;     // from one row of h to the next
-  Buffer<O> h, operand;  // [2, B, P] and [B, H], rows as the products want them
+  const int64_t row;     // from one row of what meets W_hh to the next
+  Buffer<O> h, operand;  // [2, B, P] (full: then c) and [B, H], rows as the products want them
 };
 
 }  // namespace FRNN_ISA

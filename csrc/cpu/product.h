@@ -73,16 +73,17 @@ class Panels {
   const int64_t K, words, row;  // row: from one row of the operand to the next
   const int64_t units, vectors, count;
 
-  // weight: [N * units, K], or [K, units] with Rows::inputs, where N is 1. bias: [N, units] or
-  // null.
+  // weight: [N * units, K], or [K, units] with Rows::inputs, where N is 1 and rows are `stride`
+  // apart (0: units). bias: [N, units] or null.
   Panels(int64_t k, int64_t units_, Rows rows, const void* weight, const void* bias, int64_t uses,
-         int threads)
+         int threads, int64_t stride = 0)
       : K(k),
         words(ceil_div(K, depth)),
         row(words * depth),
         units(units_),
         vectors(ceil_div(units, lanes)),
         count(ceil_div(vectors, kUnits)),
+        stride_(stride ? stride : units_),
         rows_(rows),
         weight_(static_cast<const D*>(weight)),
         bias_(static_cast<const D*>(bias)),
@@ -135,7 +136,7 @@ class Panels {
       W* out = panel + at;
       if (rows_ == Rows::inputs)
         for (int64_t k = 0; k < K; k += depth, out += stride)
-          put(words_across<O>(weight_ + k * units + j, units, part(k, depth), n), out);
+          put(words_across<O>(weight_ + k * stride_ + j, stride_, part(k, depth), n), out);
       else
         for (int64_t k = 0; k < K; k += lanes * depth, out += lanes * stride)
           pack_block(weight_ + (g * units + j) * K + k, n, part(k, lanes * depth), out, stride);
@@ -159,6 +160,7 @@ class Panels {
 
   static FRNN_INLINE void put(Vec v, W* p) { std::memcpy(p, &v, sizeof(v)); }
 
+  const int64_t stride_;
   const Rows rows_;
   const D *const weight_, *const bias_;
   const bool once_;

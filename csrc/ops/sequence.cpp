@@ -19,9 +19,10 @@ struct CellSizes {
 
 CellSizes sizes_of(const CellName& cell) {
 #define X(...)                                                                                   \
-  if (cell.kernel == __VA_ARGS__::kName)                                                         \
-    return {__VA_ARGS__::kGates, __VA_ARGS__::kStates, __VA_ARGS__::kSaved, __VA_ARGS__::kGrads, \
-            __VA_ARGS__::weights(cell.options)};
+  if (cell.kernel == __VA_ARGS__::kName) {                                                       \
+    const CallSizes<__VA_ARGS__> sizes(cell.options);                                            \
+    return {__VA_ARGS__::kGates, __VA_ARGS__::kStates, sizes.saved, sizes.grads, sizes.weights}; \
+  }
   FRNN_FOR_EACH_CELL(X)
 #undef X
   STD_TORCH_CHECK(false, "fusedrnn: no cell named '", cell.kernel, "'");
@@ -137,7 +138,8 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
   STD_TORCH_CHECK(like.dim() == 3 && w.dim() == 2 && w.size(0) % c.gates == 0, "fusedrnn: ", name,
                   " must be [T, B, ...] and weight_hh [G*H, P] with G = ", c.gates, ", got ",
                   show(like), " and ", show(w));
-  const int64_t H = w.size(0) / c.gates, width = w.size(1);
+  const int64_t H = w.size(0) / c.gates;
+  const int64_t width = w.size(1) - (name_of.options.full ? H : 0);
   const bool alone = name_of.options.independent;
   STD_TORCH_CHECK(!alone || (width == 0 && weight_hr.empty()), "fusedrnn: weight_hh must be [",
                   c.gates * H, ", 0] where units are independent, without a projection, got ",
@@ -147,7 +149,7 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
                   "' has ", c.weights, " weights of a unit's own: weight_unit must hold ",
                   c.weights ? directions : 0, " tensors, got ", weight_unit.size());
   STD_TORCH_CHECK(!weight_hr.empty() || P == H, "fusedrnn: weight_hh must be [", c.gates * H, ", ",
-                  H, "] without a projection, got ", show(w));
+                  H + w.size(1) - width, "] without a projection, got ", show(w));
   return {name_of, c, int64_t(directions), like.size(0), like.size(1), H, P, !weight_hr.empty()};
 }
 
@@ -206,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
                   bias_hh.size());
   const Checked checked(like, "gx");
   gx = checked(gx, "gx", {T, B, GH});
-  weight_hh = checked(weight_hh, "weight_hh", {GH, p.cell.options.independent ? 0 : P});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, p.sizes(0, DType::f32).depth()});
   bias_hh = checked(bias_hh, "bias_hh", {GH});
   weight_hr = checked(weight_hr, "weight_hr", {P, H});
   h0 = checked(h0, "h0", {N, B, P});
@@ -263,7 +265,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
   dcn = checked(dcn, "dcn", {N, S - 1, B, H});
   h0 = checked(h0, "h0", {N, B, P});
   c0 = checked(c0, "c0", {N, S - 1, B, H});
-  weight_hh = checked(weight_hh, "weight_hh", {GH, p.cell.options.independent ? 0 : P});
+  weight_hh = checked(weight_hh, "weight_hh", {GH, p.sizes(0, DType::f32).depth()});
   weight_hr = checked(weight_hr, "weight_hr", {P, H});
   weight_unit = checked(weight_unit, "weight_unit", {p.c.weights, H});
   seed = checked.check(seed, "seed", {N}, ScalarType::Long);

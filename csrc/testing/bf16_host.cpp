@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "../cell_name.h"
+#include "../cpu/normed.cpp"
 #include "../cpu/sequence.cpp"
 #include "sequence_fields.h"
 

@@ -126,6 +126,23 @@ class Cell:
         return self.second == 0 and len(self.states) <= 2 and not special
 
     @property
+    def kept(self) -> int:
+        """How many vectors forward leaves for backward: ``saved``, and what is normalised."""
+        return len(self.saved) + (len(self.gates) if self.norms else 0)
+
+    @property
+    def product_grad(self) -> tuple[int, ...]:
+        """As ``h_grad``, but of ``W_hh h``: another vector where that is normalised."""
+        if not self.norms:
+            return self.h_grad
+        own = max(len(self.gates), max(self.h_grad) + 1)
+        return tuple(range(own, own + len(self.gates)))
+
+    @property
     def grads(self) -> int:
-        """How many gradient vectors backward leaves, per unit and step."""
-        return max(len(self.gates), max(self.h_grad) + 1)
+        """How many gradient vectors backward leaves, per unit and step.
+
+        The last one is that of the normalised c, where there is one.
+        """
+        of_c = self.norms > len(self.gates)
+        return max(len(self.gates), max(self.product_grad) + 1) + of_c
