@@ -203,6 +203,7 @@ def main(options: argparse.Namespace) -> int:
         options.seconds or (suite.seconds if suite else 0.5),
         suite.twin if suite else True,
         base,
+        suite.without if suite and not options.peer else {},
     )
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     run = Run(options.suite or "custom", created, options.typed, environment.describe(device))

@@ -4,7 +4,6 @@ The same object works in this process and, for another commit (``--base``), at t
 pipe.
 """
 
-import gc
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from .memory import peak
 from .peers import PEERS
 from .problems import Problem, problem
 from .task import Unsupported
-from .timing import WARM_UP, Stepper, stepper, warm_up
+from .timing import LONG, WARM_UP, Stepper, stepper, warm_up
 from .verify import Verdict, verify
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -80,9 +79,9 @@ def build(name: str, case: Case, seconds: float, shared: Problem | None = None) 
         if verdict.wrong:
             raise Failure("wrong", verdict.wrong)
         steps = stepper(task, of)
-        gc.collect()
-        used = peak(steps.once, case.device)
-        calls = warm_up(steps, min(WARM_UP, seconds / 3))
+        first: list[float] = []
+        used = peak(lambda: first.append(steps.seconds(1)), case.device)
+        calls = 1 if first and first[0] >= LONG else warm_up(steps, min(WARM_UP, seconds / 3))
         return Built(steps, verdict, calls, task.flops or case.flops(), used, case.device)
     except Failure:
         raise

@@ -21,6 +21,7 @@ def peak(call: Callable[[], object], device: str) -> int | None:
     On a CPU the process's own resident memory, which counts every allocator, after malloc has given
     back what it kept; on a GPU torch's allocator. Memory that is never touched does not count.
     """
+    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -28,7 +29,6 @@ def peak(call: Callable[[], object], device: str) -> int | None:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew

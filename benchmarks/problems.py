@@ -70,10 +70,12 @@ class Sequence:
         weights: the state_dict in torch.nn's names and layout.
         dy: what is fed to backward, ``[T, B, D*H]``.
         lengths: int64 ``[B]``, or None.
+        bounds: by kind and name what the error rule allows, filled by ``verify``.
     """
 
     def __init__(self, case: Case) -> None:
         self.case = case
+        self.bounds: dict[tuple[str, str], float] = {}
         T, B, I, H = case.shape
         random = torch.Generator().manual_seed(T * 1009 + B * 101 + H)
         like = {"device": case.device, "dtype": case.torch_dtype}
@@ -144,7 +146,7 @@ class Sequence:
 Problem = Sequence | Softmax
 
 
-def problem(case: Case) -> Problem:
-    """The numbers of a case."""
+def problem(case: Case, before: Problem | None = None) -> Problem:
+    """The numbers of a case; has from the one before, which is done with, what is the same."""
     kinds = {"softmax": Softmax, "log_prob": Scores, "topk": Scores}
-    return kinds.get(case.op, Sequence)(case)
+    return kinds[case.op](case, before) if case.op in kinds else Sequence(case)

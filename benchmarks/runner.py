@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from .base import Base
 from .case import Case
 from .contender import Built, Failure, build, classify
 from .peers import PEERS
-from .problems import problem
+from .problems import Problem, problem
 from .progress import Progress
 from .results import Row, Run
 from .suites import BASELINES, GOALS, NONE
@@ -30,6 +30,7 @@ class Plan:
         seconds: of samples for each contender.
         twin: whether a second copy of ours takes part.
         base: another commit of ours, or None.
+        without: who is not measured, by case.
     """
 
     cases: list[Case]
@@ -37,12 +38,14 @@ class Plan:
     seconds: float
     twin: bool
     base: Base | None = None
+    without: dict[Case, tuple[str, ...]] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
         """Every row to come, none of them measured."""
         rows = []
         for case in self.cases:
             names = [n for n in self.peers[case.op] if PEERS[n].takes_part(case)]
+            names = [n for n in names if n not in self.without.get(case, ())]
             for name in names:
                 goal = GOALS.get((case, name), NONE)
                 row = Row(case, name, ours=PEERS[name].ours, goal=goal.least, goal_of=goal.of)
@@ -60,12 +63,12 @@ def execute(plan: Plan, run: Run, out: Path | None, progress: Progress) -> None:
 
     KeyboardInterrupt ends it between two samples: what was measured stays, the rest is unmeasured.
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), None
     groups = list(run.by_case())
     try:
         for number, (case, rows) in enumerate(groups):
             progress.show(f"{case.name}: verifying")
-            measure(case, rows, plan)
+            before = measure(case, rows, plan, before)
             settle(rows)
             if out:
                 run.save(out)
@@ -78,19 +81,21 @@ def execute(plan: Plan, run: Run, out: Path | None, progress: Progress) -> None:
             run.save(out)
 
 
-def measure(case: Case, rows: list[Row], plan: Plan) -> None:
-    """All rows of one case."""
+def measure(
+    case: Case, rows: list[Row], plan: Plan, before: Problem | None = None
+) -> Problem | None:
+    """All rows of one case; returns its numbers, as those of the next may be the same."""
     if case.device == "cuda" and not torch.cuda.is_available():
         for row in rows:
             row.status, row.reason = "unsupported", "the case is on cuda, and torch sees no GPU"
-        return
+        return None
     try:
-        of = problem(case)
+        of = problem(case, before)
     except Exception as error:
         failure = classify(error)
         for row in rows:
             row.status, row.reason = failure.status, failure.reason
-        return
+        return None
     timed: list[tuple[Row, Built]] = []
     for row in rows:
         try:
@@ -101,8 +106,9 @@ def measure(case: Case, rows: list[Row], plan: Plan) -> None:
         except Failure as failure:
             row.status, row.reason = failure.status, failure.reason
     take(timed, plan)
-    del timed, of
+    del timed
     gc.collect()
+    return of
 
 
 def take(timed: list[tuple[Row, Built]], plan: Plan) -> None:

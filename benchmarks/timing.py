@@ -21,6 +21,7 @@ from .task import Task
 
 BLOCK = 2e-3  # seconds; perf_counter and the loop around a call cost less than 0.1% of it
 WARM_UP = 0.15  # seconds; less where fewer are sampled
+LONG = 1.0  # seconds: such a call is warm after those that verified it and took its memory
 FEWEST, MOST = 5, 60  # samples
 CLOSE = 0.01  # stop when the median is known to 1%
 

@@ -5,7 +5,7 @@ targets' paths, as the package's own reference would need 10 GB for it at V = 10
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -44,31 +44,60 @@ def brown_counts(words: int) -> Tensor:
     return torch.tensor(counts[:words], dtype=torch.float32)
 
 
+@lru_cache(maxsize=3)  # flat, two-level and Huffman of one V: 600 MB at V = 100,000, H = 512
+def _draw(rows: int, H: int) -> tuple[Tensor, Tensor]:
+    """Float32 weights ``[rows, H]`` and biases ``[rows]``; who changes them must copy."""
+    random = torch.Generator().manual_seed(rows)
+    draw = (torch.rand(rows, H, generator=random), torch.rand(rows, generator=random))
+    return tuple(d.mul_(2).sub_(1).div_(H**0.5) for d in draw)
+
+
 class Softmax:
     """The problem of a ``softmax`` case: tokens drawn by the words' counts.
+
+    Args:
+        case: what is measured.
+        before: the problem before it, which is done with: trees and truths that are the same are
+            taken over, other truths let go.
 
     Attributes:
         x: ``[N, H]``.
         target: int64 ``[N]``.
         counts: of the words, falling: as 1 / rank, real ones, or all alike. ``[V]``.
+        bounds: by kind and name what the error rule allows, filled by ``verify``.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, before: object = None) -> None:
         self.case = case
+        self.bounds: dict[tuple[str, str], float] = {}
         V, H, N = case.shape
         random = torch.Generator().manual_seed(V + H * 101 + N * 1009)
-        like = {"device": case.device, "dtype": case.torch_dtype}
         self.counts = 1e6 / torch.arange(1, V + 1)
         if case.counts == "uniform":
             self.counts.fill_(1e6 / V)
         elif case.counts == "brown":
             self.counts = brown_counts(V)
         x = torch.randn(N, H, generator=random)
-        self.x = (PEAK * x if case.inputs == "peaked" else x).to(**like)
+        x = PEAK * x if case.inputs == "peaked" else x
+        self.x = x.to(case.device, case.torch_dtype)
         target = torch.multinomial(self.counts, N, replacement=True, generator=random)
         self.target = target.to(case.device)
         self._trees: dict[str, fusedrnn.Hierarchy] = {}
         self._judged: dict[object, object] = {}
+        if isinstance(before, Softmax):
+            self._take_over(before)
+
+    def _take_over(self, before: "Softmax") -> None:
+        """Have the trees of the same words, and the truths of the same numbers."""
+        mine, other = self.case, before.case
+        if (mine.shape[0], mine.counts) == (other.shape[0], other.counts):
+            self._trees = before._trees
+        # Truths of training hold the loss of inference too; those of inference have no gradients.
+        enough = mine.mode in ("infer", other.mode)
+        if enough and type(self) is type(before) and other.on(op=mine.op, mode=mine.mode) == mine:
+            self._judged = before._judged
+        else:
+            before._judged.clear()  # gigabytes, and this problem will have its own
 
     @cached_property
     def leaf(self) -> Tensor:
@@ -91,11 +120,8 @@ class Softmax:
 
     def weights(self, rows: int) -> tuple[Tensor, Tensor]:
         """``[rows, H]`` and ``[rows]``, uniform within 1/sqrt(H), always the same numbers."""
-        H = self.case.shape[1]
-        random = torch.Generator().manual_seed(rows)
         like = {"device": self.case.device, "dtype": self.case.torch_dtype}
-        draw = (torch.rand(rows, H, generator=random), torch.rand(rows, generator=random))
-        return tuple(((2 * d - 1) / H**0.5).to(**like) for d in draw)
+        return tuple(d.to(**like, copy=True) for d in _draw(rows, self.case.shape[1]))
 
     def judge(self, kind: str) -> tuple[Results, Results]:
         """Truth and yardstick of one model, computed once.

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import command_run, results, table, timing, words
+from benchmarks import command_run, contender, results, table, timing, words
 from benchmarks.case import COUNTS, INPUTS, MODES, OPS, WORD_OPS, Case, CaseError, parse_shape
 from benchmarks.contender import Failure, build
 from benchmarks.peers import PEERS
 from benchmarks.peers.torch_softmax import padded_paths
 from benchmarks.problems import problem
 from benchmarks.results import Row, Run
-from benchmarks.suites import GOALS, SUITES
+from benchmarks.suites import BASELINES, GOALS, SUITES
 from benchmarks.verify import verify
 from benchmarks.words import path_log_prob
 from fusedrnn import Hierarchy, softmax_reference
@@ -53,6 +53,17 @@ def test_goals_are_of_cases_that_a_suite_has():
         assert suites and any(name in suite.peers[case.op] for suite in suites)
         assert goal.least and PEERS[name].takes_part(case)
         assert goal.of in ("", results.FULL) or case.op in PEERS[goal.of].ops
+
+
+def test_who_is_left_out_of_a_case_is_measured_in_another_of_its_suite():
+    for suite in SUITES.values():
+        for case, names in suite.without.items():
+            assert case in suite.cases
+            for name in names:
+                assert name in suite.peers[case.op] and name not in BASELINES[case.op]
+                assert (case, name) not in GOALS
+                others = [c for c in suite.cases if name not in suite.without.get(c, ())]
+                assert any((c.op, c.mode) == (case.op, case.mode) for c in others)
 
 
 def test_a_goal_may_be_about_another_peer_than_the_baseline():
@@ -176,6 +187,45 @@ def test_inputs_are_never_zeros_and_always_the_same(case):
     assert one.x.std() > 0.3
 
 
+def test_truths_of_the_same_numbers_are_computed_once():
+    train, score = problem(WORDS), problem(WORDS.on(op="log_prob", mode="infer"))
+    truth = train.judge("two-level")
+    every = score.judge("two-level")[0]["log_prob"]
+    infer = problem(WORDS.on(mode="infer"), train)
+    assert infer.judge("two-level") is truth and infer.tree("two-level") is train.tree("two-level")
+    best = problem(WORDS.on(op="topk", mode="infer"), score).judge("two-level")[0]["log_prob"]
+    torch.testing.assert_close(best, every.topk(10, 1).values, rtol=0, atol=0)
+    assert score._judged
+
+
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        (WORDS.on(mode="infer"), {"mode": "fwdbwd"}),  # it has no gradients
+        (WORDS, {"inputs": "peaked"}),
+        (WORDS, {"counts": "uniform"}),
+        (WORDS, {"dtype": "float64"}),
+        (WORDS, {"op": "log_prob", "mode": "infer"}),
+    ],
+)
+def test_truths_of_other_numbers_are_not_taken_for_a_case(case, changes):
+    before = problem(case)
+    before.judge("huffman")
+    after = problem(case.on(**changes), before)
+    want = problem(case.on(**changes)).judge("huffman")[0]
+    got = after.judge("huffman")[0]
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert not before._judged
+
+
+def test_weights_are_a_peers_own():
+    of = problem(WORDS)
+    first, _ = of.weights(30)
+    first.zero_()
+    assert (of.weights(30)[0] != 0).all()
+
+
 @pytest.mark.parametrize("spoilt", ["y", "dx", "dweight_hh_l0"])
 def test_a_wrong_output_or_gradient_is_found(spoilt):
     of = problem(SMALL)
@@ -248,6 +298,15 @@ def test_quartiles_are_those_of_torch():
     values = [5.0, 1.0, 4.0, 2.0, 8.0, 7.0]
     want = torch.tensor(values).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     assert timing.quartiles(values) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_a_long_call_is_warm_after_those_before(long, monkeypatch):
+    monkeypatch.setattr(contender, "LONG", 0.0 if long else 60.0)
+    warmed = []
+    monkeypatch.setattr(contender, "warm_up", lambda *given: warmed.append(given) or 3)
+    built = build("fusedrnn", SMALL, 0.01)
+    assert (built.calls, len(warmed)) == ((1, 0) if long else (3, 1))
 
 
 def test_only_the_call_is_timed_when_something_must_be_prepared():

@@ -185,6 +185,19 @@ def test_an_interrupt_keeps_what_was_measured(registered, tmp_path, capsys):
     assert "unmeasured in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_who_is_left_out_of_a_case_can_be_named(named, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runner, "execute", lambda plan, run, out, progress: seen.append(run))
+    monkeypatch.setattr(environment, "peaks", lambda device: {"gflops": 1.0, "gb_per_s": 1.0})
+    monkeypatch.setattr(Run, "save", lambda self, path: None)
+    command = ["run", "--suite", "softmax", "--mode", "fwdbwd"]
+    main(command + ["--peer", "fusedrnn flat,fusedrnn two-level"] * named)
+    flat = {row.case for row in seen[0].rows if row.peer == "fusedrnn flat"}
+    every = {row.case for row in seen[0].rows}
+    assert flat and (flat == every) == named
+
+
 def test_errors_of_memory_are_told_from_others():
     assert classify(torch.OutOfMemoryError("CUDA out of memory")).status == "out of memory"
     assert classify(RuntimeError("shape mismatch")).status == "failed"
