@@ -15,7 +15,7 @@ from .peers import PEERS
 from .problems import Problem, problem
 from .task import Unsupported
 from .timing import LONG, WARM_UP, Stepper, stepper, warm_up
-from .verify import Verdict, verify
+from .verify import PEERS_MAY, Verdict, verify
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -75,7 +75,7 @@ def build(name: str, case: Case, seconds: float, shared: Problem | None = None) 
         if reason := PEERS[name].obstacle(case):
             raise Unsupported(reason)
         task = PEERS[name].build(of)
-        verdict = verify(task, of)
+        verdict = verify(task, of, 1.0 if PEERS[name].ours else PEERS_MAY)
         if verdict.wrong:
             raise Failure("wrong", verdict.wrong)
         steps = stepper(task, of)

@@ -1,6 +1,8 @@
 """Before a row is timed it is verified: the error rule of the tests, on the row's own problem.
 
 Against float64, at most twice the error of torch's own operator in the same dtype, plus the floor.
+A peer may be four times less exact than that and is still timed, its error beside it: torch.compile
+of torch's own output layer is 1.2 times beyond the rule.
 """
 
 import importlib.util
@@ -24,6 +26,7 @@ def _rule() -> object:
 
 
 rule = _rule()
+PEERS_MAY = 4.0  # times what the rule allows us
 EXACT64 = 1e-13  # float64, where nothing is more exact: equal but for the order of sums
 
 
@@ -45,8 +48,8 @@ class Verdict:
     loss: float | None = None
 
 
-def verify(task: Task, problem: Problem) -> Verdict:
-    """Run a task once and hold every output and gradient to the rule.
+def verify(task: Task, problem: Problem, may: float = 1.0) -> Verdict:
+    """Run a task once and hold every output and gradient to ``may`` times the rule.
 
     A peer with a model of its own (``task.truth``) is held to itself in float64: its error is told,
     and only what is not finite is wrong.
@@ -67,8 +70,8 @@ def verify(task: Task, problem: Problem) -> Verdict:
                 theirs = rule.error(yardstick[name], truth[name])
                 problem.bounds[task.kind, name] = allowed(theirs, problem)
             bound = problem.bounds[task.kind, name]
-        if not error <= bound or not math.isfinite(error):
-            wrong = wrong or f"{name}: error {error:.3g}, allowed {bound:.3g}"
+        if not error <= may * bound or not math.isfinite(error):
+            wrong = wrong or f"{name}: error {error:.3g}, allowed {may * bound:.3g}"
         worst = max(worst, (error / bound if bound else math.inf, error, bound))
     if not shared:
         wrong = f"nothing to compare: it returns {', '.join(got) or 'nothing'}"
