@@ -53,6 +53,7 @@ class Cell:
         second: how many of the last gates take a second product, of the cell's own operand.
         operand: which entry of ``saved`` is that operand.
         dh_clip: in backward, the bound of what arrives at each step's h; 0: none.
+        native: whether the native library has it: not what users register at run time.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Cell:
     second: int = 0
     operand: int | None = None
     dh_clip: float = 0.0
+    native: bool = True
 
     @property
     def kernel(self) -> str:
