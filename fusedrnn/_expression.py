@@ -206,7 +206,7 @@ class Expression(Node):
     __pow__ = power
     sigmoid, tanh, relu = _unary("sigmoid"), _unary("tanh"), _unary("relu")
     exp, log, sqrt = _unary("exp"), _unary("log"), _unary("sqrt")
-    logsigmoid = _unary("log_sigmoid")
+    logsigmoid = _unary("logsigmoid")
     maximum, minimum, clamp = maximum, minimum, clamp
 
     def __eq__(self, other: object) -> bool:

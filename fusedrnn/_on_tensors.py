@@ -11,4 +11,4 @@ from torch import sigmoid as sigmoid
 from torch import sqrt as sqrt
 from torch import tanh as tanh
 from torch import where as where
-from torch.nn.functional import logsigmoid as log_sigmoid  # noqa: F401
+from torch.nn.functional import logsigmoid as logsigmoid

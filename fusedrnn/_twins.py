@@ -58,7 +58,7 @@ _OPS = {
     "log": _Op("log({})", lambda y, d, a: (d / a,)),
     "sqrt": _Op("sqrt({})", lambda y, d, a: (0.5 * d / y,)),
     "absolute": _Op("absolute({})", lambda y, d, a: (_chosen(a > 0, d, _chosen(a < 0, -d, 0.0)),)),
-    "log_sigmoid": _Op("log_sigmoid({})", lambda y, d, a: (d * (-a).sigmoid(),)),
+    "logsigmoid": _Op("logsigmoid({})", lambda y, d, a: (d * (-a).sigmoid(),)),
     "maximum": _Op("maximum({}, {})", _larger),
     "minimum": _Op("minimum({}, {})", _smaller),
 }

@@ -109,6 +109,15 @@ def sqrt(x):
 
 
 @triton.jit
+def logsigmoid(x):
+    """log(sigmoid(x)), exact near 0 too, where ``log_sigmoid`` has lost its digits."""
+    e = tl.exp(-tl.abs(x))
+    w = 1 + e  # log(1 + e) = e log(w) / (w - 1), in which what w was rounded by cancels (Kahan)
+    log1p = tl.where(w == 1, e, e * tl.log(w) / tl.where(w == 1, 1.0, w - 1))
+    return tl.where(x < 0, x, 0.0) - log1p
+
+
+@triton.jit
 def absolute(x):
     """|x|."""
     return tl.abs(x)
