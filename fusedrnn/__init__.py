@@ -20,11 +20,13 @@ from .layouts import (
 from .modules import GRU, LSTM, RNN, SLSTM
 from .softmax import HierarchicalSoftmax
 from .streaming import step, truncated_bptt
+from .user_cell import Cell, Recurrent
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveLogSoftmaxWithLoss",
+    "Cell",
     "GRU",
     "GRUCell",
     "HierarchicalSoftmax",
@@ -33,6 +35,7 @@ __all__ = [
     "LSTMCell",
     "RNN",
     "RNNCell",
+    "Recurrent",
     "SLSTM",
     "backend",
     "clip_grad_norm_",

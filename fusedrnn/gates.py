@@ -131,7 +131,8 @@ def recordable(module: RecurrentLayer) -> tuple[str, ...]:
             "(fusedrnn.convert replaces torch.nn's)"
         )
     cell = CELLS[module.cell]
-    return tuple(dict.fromkeys((*cell.saved, *reversed(cell.states))))
+    named = (name for name in cell.saved if not name.startswith("_"))  # others: fusedrnn/_twins.py
+    return tuple(dict.fromkeys((*named, *reversed(cell.states))))
 
 
 @contextmanager

@@ -102,7 +102,11 @@ for _overload in ("native", "triton"):
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:
     """For each backend, why it cannot serve the sequence op on such a problem, or None."""
     reason, record = None, CELLS[cell]
-    if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    if not record.native:
+        reason = (
+            f"cell {cell.partition(':')[0]!r} was registered at run time: no native kernel has it"
+        )
+    elif dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
     triton = triton_sequence.limit(cell, dtype, projection)
     cuda = reason

@@ -210,7 +210,7 @@ def plans(
         >>> best.kernel, best.ctas, best.launches
         ('cluster', 32, 1)
     """
-    if cell not in CELLS:
+    if cell not in CELLS or not CELLS[cell].native:
         raise ValueError(f"cell is {cell!r}; it must be one of {', '.join(CELLS)}")
     names = {kind: name for name, kind in DTYPES.items()}
     if dtype not in names:

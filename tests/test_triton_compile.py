@@ -43,6 +43,7 @@ else:
     SOME += ["softmax:bfloat16:smoothed"]
     MORE = ["lstm:float64:whole", "lstm:float32:step", "lstm:float32:whole:tf32"]
     MORE += ["softmax:float64:loss", "softmax:float32:loss"]
+    MORE += ["mgu:bfloat16:whole", "mgu:float32:step"]  # the page's cell of a user's
     MORE += [f"{cell}:bfloat16:{kernel}" for cell in KINDS for kernel in ("whole", "step")]
     PROBLEMS = {80: SOME, 90: SOME + MORE, 100: SOME}
 
@@ -80,6 +81,6 @@ def expected(problem):
     names = {"forward_step", "backward_step", "backward_h"}
     if kernel == "projected":
         names |= {"project_step"}
-    if CELLS[cell].second:
+    if cell in CELLS and CELLS[cell].second:
         names |= {"operand_step", "backward_operand_step"}
     return names

@@ -1,10 +1,10 @@
 """Compiles the Triton kernels of given problems for a GPU that need not be there.
 
 Usage: ``python tests/triton_compile.py ARCH CELL:DTYPE:KERNEL[:PRECISION] ...``; an output layer is
-``softmax:DTYPE:loss`` or ``softmax:DTYPE:smoothed``. Runs the real host code of fusedrnn.triton
-over a driver that compiles each launch and does not run it; prints what each kernel takes, one JSON
-line a kernel. A process of its own, since TRITON_INTERPRET must be unset and a driver is for a
-whole process.
+``softmax:DTYPE:loss`` or ``softmax:DTYPE:smoothed``; cells of user_cells.py are there too. Runs the
+real host code of fusedrnn.triton over a driver that compiles each launch and does not run it;
+prints what each kernel takes, one JSON line a kernel. A process of its own, since TRITON_INTERPRET
+must be unset and a driver is for a whole process.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import triton
+import user_cells
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
@@ -126,4 +127,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with user_cells.registered():
+        main()

@@ -2,13 +2,14 @@
 
 A name may have options: ``"gru"``, ``"gru:candidate=relu"``, ``"lstm:update=tanh:clip=3.0"``
 (csrc/cell_name.h). ``CELLS`` lists the names without, and finds all. ``rnn_tanh`` and ``rnn_relu``
-are torch's names for what is one kernel here.
+are torch's names for what is one kernel here. Cells that users register at run time
+(fusedrnn/user_cell.py) are found, and not listed: the doctor and the tests are made from the list.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 from . import gru, gru_reset_before, lstm, lstm_coupled, rnn, slstm
 from ._base import Cell as Cell
@@ -23,6 +24,8 @@ _MAKERS: dict[str, Callable[..., Cell]] = {
     "gru_reset_before": gru_reset_before.cell,
     **{f"rnn_{g}": partial(rnn.cell, candidate=g) for g in NONLINEARITIES},
 }
+
+_MADE: dict[str, Cell] = {}  # no functools.cache: torch.compile would warn of it
 
 
 # Options that change the kernels around a cell, or a draw: the fields of Cell.
@@ -46,7 +49,9 @@ class _Cells(dict[str, Cell]):
     """Cells by name. Those with options are made when they are first asked for, and not listed."""
 
     def __missing__(self, name: str) -> Cell:
-        return _variant(name)
+        if name not in _MADE:
+            _MADE[name] = _variant(name)
+        return _MADE[name]
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -55,10 +60,9 @@ class _Cells(dict[str, Cell]):
             return False
 
 
-@cache
 def _variant(name: str) -> Cell:
-    plain, _, text = name.partition(":")
-    options = dict(option.partition("=")[::2] for option in text.split(":"))
+    plain, colon, text = name.partition(":")
+    options = dict(option.partition("=")[::2] for option in text.split(":")) if colon else {}
     try:
         defaults = _defaults(plain)
         made = {key: type(defaults[key])(value) for key, value in options.items()}
@@ -72,3 +76,22 @@ def _variant(name: str) -> Cell:
 
 
 CELLS = _Cells({name: make(name) for name, make in _MAKERS.items()})
+
+
+def register(cell: Cell) -> None:
+    """Have ``CELLS`` find a cell of a user's.
+
+    Raises:
+        ValueError: there is a cell of that name.
+    """
+    if cell.name in _MAKERS:
+        raise ValueError(f"name is {cell.name!r}: there is a cell of that name")
+    _MAKERS[cell.name] = lambda name: replace(cell, name=name)
+    _MADE[cell.name] = cell
+
+
+def unregister(name: str) -> None:
+    """Take a cell back that was registered."""
+    del _MAKERS[name]
+    for made in [m for m in _MADE if m.partition(":")[0] == name]:
+        del _MADE[made]

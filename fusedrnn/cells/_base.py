@@ -86,6 +86,7 @@ class Cell:
         zoneout_h: the probability that h stays as it was; 0: none.
         zoneout_c: the same of the inner states.
         dropout: the probability that what is new does not reach the state; 0: none.
+        native: whether the native library has it: not what users register at run time.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Cell:
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     dropout: float = 0.0
+    native: bool = True
 
     @property
     def kernel(self) -> str:

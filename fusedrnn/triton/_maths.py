@@ -93,3 +93,55 @@ def bounded_slope(y, limit: tl.constexpr):
         return 1.0 * ((y < top) & (y > -top))
     else:
         return 1.0
+
+
+# What only cells registered at run time call (fusedrnn/_twins.py).
+@triton.jit
+def log(x):
+    """The natural logarithm."""
+    return tl.log(x)
+
+
+@triton.jit
+def sqrt(x):
+    """The square root."""
+    return tl.sqrt(x)
+
+
+@triton.jit
+def logsigmoid(x):
+    """log(sigmoid(x)), exact near 0 too, where ``log_sigmoid`` has lost its digits."""
+    e = tl.exp(-tl.abs(x))
+    w = 1 + e  # log(1 + e) = e log(w) / (w - 1), in which what w was rounded by cancels (Kahan)
+    log1p = tl.where(w == 1, e, e * tl.log(w) / tl.where(w == 1, 1.0, w - 1))
+    return tl.where(x < 0, x, 0.0) - log1p
+
+
+@triton.jit
+def absolute(x):
+    """|x|."""
+    return tl.abs(x)
+
+
+@triton.jit
+def where(condition, a, b):
+    """a where the condition holds, else b."""
+    return tl.where(condition, a, b)
+
+
+@triton.jit
+def maximum(a, b):
+    """The larger; NaN if either is, as torch.maximum."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def minimum(a, b):
+    """The smaller; NaN if either is, as torch.minimum."""
+    return tl.where((a < b) | (a != a), a, b)
+
+
+@triton.jit
+def constant(like, value: tl.constexpr):
+    """``value`` everywhere: in the type of ``like``, where a number alone would be float32."""
+    return tl.full(like.shape, value, like.dtype)

@@ -110,7 +110,8 @@ def plan(shape: Shape, shared: int) -> Plan:
     dtype, H = shape.dtype, shape.H
     units = max(16, 1 << (H - 1).bit_length())  # tl.dot takes tiles of 16 and more
     cell = CELLS[shape.cell]
-    staged = STAGED_TILES if len(cell.states) <= 2 else STAGED_TILES_OF_MANY
+    few = len(cell.states) <= 2 and len(cell.saved) + cell.grads <= 8
+    staged = STAGED_TILES if few else STAGED_TILES_OF_MANY
     room = (len(cell.gates) * units + staged * 16) * units * dtype.itemsize
     if shape.P is not None:
         reason = "h is projected"

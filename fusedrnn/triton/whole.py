@@ -95,7 +95,7 @@ def _forward(
             out, kept = forward(x, u, s)
         m_t = (t < b_len)[:, None]
         tl.store(y + o_t[:, None] * Y + o_h[None, :], tl.where(m_t, out[0], 0.0), mask=m)
-        s, x = select(m_t, out, s, S), x_next
+        s, x = select(m_t & m, out, s, S), x_next  # units that pad the tile: a cell may make NaN
         if saved is not None:
             store_vectors(saved, kept, o_t, o_h, m, H, K)
             store_planes(cells, s[1:], t * (S - 1) * B + o_b, o_h, m, B, H, S - 1)
@@ -179,7 +179,7 @@ def _backward(
                 tl.zeros([BB, BH], ACC), d, w, G - SECOND, G, VECTOR, PRECISION, UPCAST
             )
             d, ds = backward_operand(kept, s, b_dp, d, ds)
-        d = select(m_t, d, zeros(BB, BH, D, ACC), D)
+        d = select(m_t & m, d, zeros(BB, BH, D, ACC), D)  # where the tile is padded: see _forward
         store_vectors(grads, d, o_t, o_h, m, H, D)
         b_dh = tl.zeros([BB, BH], ACC) + ds[0]
         b_dh = _recur_backward(b_dh, d, w, 0, G - SECOND, VECTOR, PRECISION, UPCAST)
