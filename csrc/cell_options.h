@@ -16,6 +16,7 @@
 // dh_clip is every cell's, and the kernels': in backward, what arrives at a step's h (after the
 // projection), from the output and from the step after, is bounded to -dh_clip .. dh_clip.
 #pragma once
+#include "activations.h"
 
 namespace fusedrnn {
 
@@ -34,13 +35,13 @@ struct CellOptions {
   bool peephole = false, full = false, layer_norm = false;
 
   // Whether a step draws random numbers, where it is given a seed.
-  constexpr bool random() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
+  FRNN_HD constexpr bool random() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
 
   // What the resident GPU kernels leave to the stepwise one.
-  constexpr bool stepwise_only() const {
+  FRNN_HD constexpr bool stepwise_only() const {
     return random() || peephole || independent || full || layer_norm;
   }
-  constexpr CellOptions without_stepwise_only() const {
+  FRNN_HD constexpr CellOptions without_stepwise_only() const {
     CellOptions rest = *this;
     rest.zoneout_h = rest.zoneout_c = rest.dropout = 0;
     rest.peephole = rest.independent = rest.full = rest.layer_norm = false;

@@ -38,7 +38,7 @@ struct SequenceSizes {
   CellOptions options = {};
 
   // How many numbers of a row meet W_hh.
-  int64_t depth() const { return options.independent ? 0 : options.full ? P + H : P; }
+  FRNN_HD int64_t depth() const { return options.independent ? 0 : options.full ? P + H : P; }
 };
 
 struct SequenceForward {

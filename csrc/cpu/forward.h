@@ -311,7 +311,7 @@ class ForwardPass {
       else
         u[g] = gather(p, [&](const Units<A>& q) { return q.c + (g - (N2 ? N1 : 0)) * q.stride; });
     });
-    each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
+    each<S>([&](auto k) FRNN_INLINE { s[k] = state(k, before, p); });
     if constexpr (N2 > 0)
       each<K>([&](auto k) FRNN_INLINE { saved[k] = gather(p, in(kept.get() + k * H, K)); });
     cell_forward<Cell>(a.n.options, own_values<Cell, D>(a, t, p), x, u, s, out, saved);
@@ -347,18 +347,18 @@ class ForwardPass {
     each<N1>([&](auto g) FRNN_INLINE {
       u[g] = gather(p, [&](const Units<A>& q) { return q.c + g * q.stride; });
     });
-    each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(state(k, before), 1)); });
+    each<S>([&](auto k) FRNN_INLINE { s[k] = state(k, before, p); });
     each<K>([&](auto k) FRNN_INLINE { saved[k] = L(0); });
     scatter(p, rounded<D>(Cell::operand(a.n.options, x, u, s, saved)),
             in_rows(operand.get(), w2.row));
     each<K>([&](auto k) FRNN_INLINE { scatter(p, saved[k], in(kept.get() + k * H, K)); });
   }
 
-  // With a projection no cell sees h itself.
-  const A* state(int k, const O* before) const {
+  // State k of some units before a step. With a projection no cell sees h itself.
+  FRNN_INLINE L state(int k, const O* before, const Two& p) const {
     if constexpr (!kWide)
-      if (k == 0 && !a.weight_hr) return before;
-    return states.get() + k * B * H;
+      if (k == 0 && !a.weight_hr) return gather(p, in_rows(before, row));
+    return gather(p, in(states.get() + k * B * H, 1));
   }
 
   void project(int64_t t, const Two& p, const O* before, O* after) {

@@ -104,7 +104,7 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
         if (bias) u[g] += gather(p, [=](const Units<A>& q) FRNN_INLINE { return of + q.j; });
         if (a.saved) scatter(p, raw, in(save + (K + g) * H, width));
       });
-      each<S>([&](auto k) FRNN_INLINE { s[k] = gather(p, in(this->state(k, before), 1)); });
+      each<S>([&](auto k) FRNN_INLINE { s[k] = this->state(k, before, p); });
       const PerUnit<L> own = own_values<Cell, D>(a, t, p);
       Cell::forward(a.n.options, own, x, u, s, out, saved);
       if constexpr (Cell::kNorms == 2)  // in the place of the first gate's v, which is done with
@@ -125,7 +125,7 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
         const L o = gather(p, in(sums.get(), G));
         const L n = normal(gather(p, [](const Units<A>& q) { return q.c; }), of_c);
         const L y = apply(a.n.options.output, n * norm(G, p) + norm(G + 1, p));
-        const L s = gather(p, in(this->state(0, before), 1));
+        const L s = this->state(0, before, p);
         finish_h(t, p, o * y, s, own_values<Cell, D>(a, t, p), after);
       });
     }
