@@ -31,6 +31,7 @@ ARGUMENTS = {
     "output": "output_activation",
     "clip": "cell_clip",
     "dropout": "recurrent_dropout",
+    "variational": "variational_dropout",
 }
 
 TORCHS = {

@@ -166,6 +166,7 @@ FAMILY_CELLS = (
     "lstm:layer_norm=True",
     "lstm:zoneout_h=0.1:zoneout_c=0.1",
     "lstm:dropout=0.1",
+    "lstm:variational=0.1",
     "gru:candidate=relu",
     "gru:layer_norm=True",
     "gru:zoneout_h=0.1:dropout=0.1",

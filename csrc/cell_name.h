@@ -49,6 +49,8 @@ inline void read_option(CellOptions& options, const std::string& key, const std:
     options.zoneout_h = read_number(value);
   } else if (key == "zoneout_c") {
     options.zoneout_c = read_number(value);
+  } else if (key == "variational") {
+    options.variational = read_number(value);
   } else if (key == "dropout") {
     options.dropout = read_number(value);
   } else if (key == "residual" && value == "True") {
@@ -65,6 +67,7 @@ inline void read_option(CellOptions& options, const std::string& key, const std:
     throw std::invalid_argument(
         "fusedrnn: no cell has an option '" + key +
         "'; there are candidate, update, output, clip, dh_clip, zoneout_h, zoneout_c, dropout, "
+        "variational, "
         "residual=True, independent=True, peephole=diagonal, peephole=full and layer_norm=True");
   }
 }

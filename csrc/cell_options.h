@@ -6,6 +6,9 @@
 // (Semeniuta et al. 2016). Both are drawn in every step (csrc/random.h) if the call has a seed;
 // without one zoneout mixes old and new in its proportion.
 //
+// variational: the probability that h of a unit does not meet W_hh, in all steps of a row alike
+// (Gal & Ghahramani 2016); drawn where there is a seed.
+//
 // full (LSTM): gates see all of the c before the step as they see h, through columns of W_hh.
 //
 // layer_norm: the h-preactivations of all gates, before the bias, and an LSTM's c on its way to h
@@ -28,14 +31,16 @@ struct CellOptions {
   Nonlinearity candidate = Nonlinearity::tanh;
   Nonlinearity update = Nonlinearity::identity;
   Nonlinearity output = Nonlinearity::tanh;
-  double clip = 0;                                   // 0: none
-  double dh_clip = 0;                                // 0: none
-  double zoneout_h = 0, zoneout_c = 0, dropout = 0;  // probabilities; 0: none
+  double clip = 0;                                                    // 0: none
+  double dh_clip = 0;                                                 // 0: none
+  double zoneout_h = 0, zoneout_c = 0, dropout = 0, variational = 0;  // probabilities; 0: none
   bool residual = false, independent = false;
   bool peephole = false, full = false, layer_norm = false;
 
   // Whether a step draws random numbers, where it is given a seed.
-  FRNN_HD constexpr bool random() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
+  FRNN_HD constexpr bool random() const {
+    return zoneout_h > 0 || zoneout_c > 0 || dropout > 0 || variational > 0;
+  }
 
   // What the resident GPU kernels leave to the stepwise one.
   FRNN_HD constexpr bool stepwise_only() const {
@@ -43,7 +48,7 @@ struct CellOptions {
   }
   FRNN_HD constexpr CellOptions without_stepwise_only() const {
     CellOptions rest = *this;
-    rest.zoneout_h = rest.zoneout_c = rest.dropout = 0;
+    rest.zoneout_h = rest.zoneout_c = rest.dropout = rest.variational = 0;
     rest.peephole = rest.independent = rest.full = rest.layer_norm = false;
     return rest;
   }

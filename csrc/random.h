@@ -13,7 +13,7 @@
 namespace fusedrnn {
 inline namespace FRNN_ISA {
 
-enum class Stream : uint32_t { drop, keep_h, keep_c };
+enum class Stream : uint32_t { drop, keep_h, keep_c, sequence };
 
 FRNN_HD uint64_t splitmix64(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -46,6 +46,19 @@ FRNN_HD U random_bits(uint64_t key, Stream stream, U unit) {
 FRNN_HD uint32_t bits_below(double p) {
   const double most = (1 - p) * 4294967296.0;
   return most >= 4294967295.0 ? 0xffffffffu : uint32_t(most);
+}
+
+// Dropout's factor: 0 with probability p, else 1 / (1 - p).
+template <class A>
+FRNN_HD A factor_of(uint64_t key, Stream stream, int64_t unit, double p) {
+  const bool kept = random_bits(key, stream, uint32_t(unit)) < bits_below(p);
+  return kept && p < 1 ? A(1 / (1 - p)) : A(0);
+}
+
+// That of a row's unit in all steps, by which h is multiplied where it meets W_hh.
+template <class A>
+FRNN_HD A sequence_factor(int64_t seed, int64_t b, int64_t unit, double p) {
+  return factor_of<A>(row_key(seed, -1, b), Stream::sequence, unit, p);
 }
 
 }  // namespace FRNN_ISA

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
-from . import reference
+from . import random, reference
 from ._call import Reset, Weights
 from .cells import CELLS, Cell
 
@@ -168,6 +168,9 @@ def gradients(
         reset = resets and resets.of(i)
         h = y[..., i * P : (i + 1) * P]
         met = _Met(h, h0[i], lengths, reset, i == 1, reset and reset.h)
+        if record.variational and seed is not None:
+            factors = random.meeting(seed[i], *h0.shape[1:], record.variational, y.dtype)
+            met = met._replace(factors=factors)
         new: list[Tensor | None] = [None] * len(need)
         if need.weight_ih:
             new[0] = dgx.t() @ x.flatten(0, 1)
@@ -239,11 +242,13 @@ class _Met(NamedTuple):
     reset: Reset | None
     reverse: bool
     anew: Tensor | None  # [B, P], the reset state; None: zero
+    factors: Tensor | None = None  # [B, P], by which it is multiplied; None: 1
 
     def of_inner(self, k: int, cells: Tensor, c0: Tensor) -> "_Met":
         """The same of inner state k; ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H]."""
         anew = self.reset and self.reset.c
-        return self._replace(y=cells[:, k], h0=c0[k], anew=None if anew is None else anew[k])
+        anew = None if anew is None else anew[k]
+        return self._replace(y=cells[:, k], h0=c0[k], anew=anew, factors=None)
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """It before each row's first step ``[B, P]``, and before the others ``[(T-1)*B, P]``."""
@@ -257,6 +262,8 @@ class _Met(NamedTuple):
             later = torch.where(cut.unsqueeze(-1), anew, later)
             if not self.reverse:
                 first = torch.where(mask[0].unsqueeze(-1), anew, first)
+        if self.factors is not None:
+            first, later = first * self.factors, later * self.factors
         return first, later.flatten(0, 1)
 
 

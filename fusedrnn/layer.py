@@ -47,6 +47,7 @@ class RecurrentLayer(nn.Module):
         dh_clip: float | None = None,
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
+        variational_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_sizes(input_size, hidden_size, num_layers, proj_size)
@@ -54,6 +55,7 @@ class RecurrentLayer(nn.Module):
         _check_probability("weight_dropout", weight_dropout)
         check_bound("dh_clip", dh_clip)
         _check_probability("recurrent_dropout", recurrent_dropout)
+        _check_variational(variational_dropout, CELLS[cell], proj_size)
         zoneout_h, zoneout_c = _checked_zoneout(zoneout, CELLS[cell], proj_size)
         self.cell = cell_name(
             cell,
@@ -61,8 +63,10 @@ class RecurrentLayer(nn.Module):
             zoneout_h=zoneout_h,
             zoneout_c=zoneout_c,
             dropout=float(recurrent_dropout),
+            variational=float(variational_dropout),
         )
-        self.dh_clip, self.zoneout, self.recurrent_dropout = dh_clip, zoneout, recurrent_dropout
+        self.dh_clip, self.zoneout = dh_clip, zoneout
+        self.recurrent_dropout, self.variational_dropout = recurrent_dropout, variational_dropout
         self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
         self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
         self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
@@ -179,7 +183,7 @@ class RecurrentLayer(nn.Module):
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
         defaults |= {"dropout": 0.0, "bidirectional": False, "weight_dropout": 0.0, "dh_clip": None}
-        defaults |= {"zoneout": 0.0, "recurrent_dropout": 0.0}
+        defaults |= {"zoneout": 0.0, "recurrent_dropout": 0.0, "variational_dropout": 0.0}
         shown = {n: getattr(self, n) for n, d in defaults.items() if getattr(self, n) != d}
         return ", ".join(parts + [f"{n}={v}" for n, v in shown.items()])
 
@@ -346,6 +350,22 @@ def _check_probability(name: str, p: float, of: str = "being zeroed") -> None:
             f"{name} should be a number in range [0, 1] representing the probability of an "
             f"element {of}, got {p!r}"
         )
+
+
+def _check_variational(p: float, cell: Cell, proj_size: int) -> None:
+    """Refuse what is no probability, and what it cannot be together with."""
+    _check_probability("variational_dropout", p)
+    for there, what, do in (
+        (proj_size, f"proj_size is {proj_size}: the kernels do not see h before its projection",
+         "no proj_size"),
+        (cell.second, "reset_after is False: the candidate sees r * h', not h'",
+         "reset_after=True"),
+        (cell.independent, "independent is True: no h' meets a matrix", "independent=False"),
+    ):  # fmt: skip
+        if p and there:
+            raise ValueError(
+                f"variational_dropout is {p} and {what}; pass {do} or no variational_dropout"
+            )
 
 
 def _checked_zoneout(

@@ -59,6 +59,8 @@ class LSTM(RecurrentLayer):
             of c with ``peephole``.
         recurrent_dropout: in training, dropout of g as it enters c, each step anew:
             what is new may not reach the state, and what is old stays (Semeniuta et al. 2016).
+        variational_dropout: in training, dropout of h' where it meets ``weight_hh``: one mask a row
+            for all its steps (Gal & Ghahramani 2016); not with ``proj_size``.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)``: ``input`` is
     ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), ``[T, I]`` or a PackedSequence; ``hx`` is
@@ -106,6 +108,7 @@ class LSTM(RecurrentLayer):
         dh_clip: float | None = None,
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
+        variational_dropout: float = 0.0,
     ) -> None:
         if forget_bias is not None and not bias:
             raise ValueError(
@@ -139,6 +142,7 @@ class LSTM(RecurrentLayer):
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
             zoneout=zoneout, recurrent_dropout=recurrent_dropout,
+            variational_dropout=variational_dropout,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
@@ -199,6 +203,8 @@ class SLSTM(RecurrentLayer):
             (Krueger et al. 2017).
         recurrent_dropout: in training, dropout of z as it enters c, each step anew:
             what is new may not reach the state, and what is old stays (Semeniuta et al. 2016).
+        variational_dropout: in training, dropout of h' where it meets ``weight_hh``: one mask a row
+            for all its steps (Gal & Ghahramani 2016).
 
     Parameters are named as torch.nn's, with rows in the order i, f, z, o.
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
@@ -230,11 +236,13 @@ class SLSTM(RecurrentLayer):
         dh_clip: float | None = None,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        variational_dropout: float = 0.0,
     ) -> None:
         super().__init__(
             "slstm", input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional, 0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
             zoneout=zoneout, recurrent_dropout=recurrent_dropout,
+            variational_dropout=variational_dropout,
         )  # fmt: skip
 
     def forward(
@@ -301,6 +309,8 @@ class GRU(_OneState):
             (Krueger et al. 2017).
         recurrent_dropout: in training, dropout of n as it enters h, each step anew:
             what is new may not reach the state, and what is old stays (Semeniuta et al. 2016).
+        variational_dropout: in training, dropout of h' where it meets ``weight_hh``: one mask a row
+            for all its steps (Gal & Ghahramani 2016); with ``reset_after=True``.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`LSTM`, with
     ``hx``, ``reset_hx`` and ``hn`` one tensor ``[L*D, B, H]``.
@@ -334,6 +344,7 @@ class GRU(_OneState):
         dh_clip: float | None = None,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        variational_dropout: float = 0.0,
     ) -> None:
         self.reset_after, self.layer_norm = bool(reset_after), bool(layer_norm)
         self.candidate = checked_nonlinearity("candidate", candidate)
@@ -349,6 +360,7 @@ class GRU(_OneState):
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
             zoneout=zoneout, recurrent_dropout=recurrent_dropout,
+            variational_dropout=variational_dropout,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -390,6 +402,9 @@ class RNN(_OneState):
         recurrent_dropout: in training, dropout of g(...) as it is added to h', each step anew:
             what is new may not reach the state, and what is old stays (Semeniuta et al. 2016); with
             ``residual`` only.
+        variational_dropout: in training, dropout of h' where it meets ``weight_hh``: one mask a row
+            for all its steps (Gal & Ghahramani 2016); not with
+            ``independent``.
 
     ``forward(input, hx=None, *, lengths=None, reset=None, reset_hx=None)`` as :class:`GRU`.
 
@@ -422,6 +437,7 @@ class RNN(_OneState):
         dh_clip: float | None = None,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        variational_dropout: float = 0.0,
     ) -> None:
         self.nonlinearity = checked_nonlinearity("nonlinearity", nonlinearity)
         self.residual, self.independent = bool(residual), bool(independent)
@@ -442,6 +458,7 @@ class RNN(_OneState):
             cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             0, device, dtype, weight_dropout=weight_dropout, dh_clip=dh_clip,
             zoneout=zoneout, recurrent_dropout=recurrent_dropout,
+            variational_dropout=variational_dropout,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:

@@ -7,8 +7,8 @@ backend draws the same. The seed is torch's: ``torch.manual_seed`` makes a run r
 import torch
 from torch import Tensor
 
-DROP, KEEP_H, KEEP_C = range(3)
-"""Streams: recurrent dropout, zoneout of h, zoneout of the inner states."""
+DROP, KEEP_H, KEEP_C, SEQUENCE = range(4)
+"""Streams: recurrent dropout, zoneout of h, of the inner states, dropout of h for all steps."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 0xFFFFFFFF
@@ -36,6 +36,16 @@ def kept(seed: Tensor, t: int, B: int, H: int, stream: int, p: float) -> Tensor:
     x = _lowbias32((units * 4 + stream) ^ (key & _WORD))
     bits = _lowbias32((x + _shift(key, 32)) & _WORD)
     return bits < min(int((1 - p) * 2**32), _WORD)
+
+
+def factor(kept: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """Dropout's factor: 0, or 1 / (1 - p) for what is kept."""
+    return kept.to(dtype) * (1 / (1 - p) if p < 1 else 0)
+
+
+def meeting(seed: Tensor, B: int, P: int, p: float, dtype: torch.dtype) -> Tensor:
+    """By what h of each unit is multiplied where it meets W_hh, in all steps: ``[B, P]``."""
+    return factor(kept(seed, -1, B, P, SEQUENCE, p), p, dtype)
 
 
 def _signed(x: int) -> int:

@@ -105,9 +105,16 @@ def _direction(
     if inner_norm := rows[first_norm + gates :]:
         norm = partial(_normed, *inner_norm)
 
+    meeting = None
+    if cell.variational and seed is not None:
+        meeting = random.meeting(seed, *h0.shape, cell.variational, wide)
+
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
         if cell.independent:
             return (0 if bias is None else bias[0],)
+        if meeting is not None:
+            P = meeting.shape[1]
+            v = torch.cat((v[:, :P] * meeting, v[:, P:]), 1) if cell.full else v * meeting
         v = v.to(dtype).to(wide)  # what meets the weights is rounded to the data's dtype
         b = None if bias is None else bias[first:last].flatten()
         if gains:
@@ -131,7 +138,7 @@ def _direction(
         x = gx[t].to(wide).chunk(gates, -1)
         draw, drop, p = partial(_drawn, seed, t, x[0]), None, cell.dropout
         if p and seed is not None:
-            drop = draw(random.DROP, p) * (1 / (1 - p) if p < 1 else 0)
+            drop = random.factor(draw(random.DROP, p), p, wide)
         new, saved = cell.reference(x, states, recur, PerUnit(weight, drop, norm))
         if cell.zoneout_c:
             share = draw(random.KEEP_C, cell.zoneout_c)

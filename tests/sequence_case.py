@@ -38,6 +38,8 @@ OWN = (
 AROUND = (
     "lstm:peephole=full",
     "lstm_coupled:candidate=relu:peephole=full:zoneout_h=0.2:zoneout_c=0.1",
+    "lstm:peephole=full:variational=0.5",
+    "lstm:layer_norm=True:variational=0.2",
     "lstm:layer_norm=True",
     "lstm:output=identity:clip=0.9:peephole=diagonal:layer_norm=True:zoneout_h=0.2",
     "lstm_coupled:layer_norm=True:dropout=0.1",
@@ -53,6 +55,11 @@ RANDOM = (
     "gru:zoneout_h=0.3:dropout=0.2",
     "gru_reset_before:zoneout_h=0.5:dropout=0.5",
     "rnn_tanh:zoneout_h=0.5",
+    "lstm:variational=0.4",
+    "lstm_coupled:peephole=diagonal:zoneout_h=0.1:dropout=0.1:variational=0.3",
+    "gru:zoneout_h=0.3:variational=0.5",
+    "slstm:variational=0.2",
+    "rnn_tanh:residual=True:variational=0.3",
     "rnn_relu:residual=True:independent=True:zoneout_h=0.1:dropout=0.2",
 )
 EVERY = (*CELLS, *VARIANTS, *OWN)

@@ -26,6 +26,7 @@ EVERYWHERE = {
     "weight_dropout": (0.0, 0.3),
     "dh_clip": (None, 0.05),
     "recurrent_dropout": (0.0, 0.25),
+    "variational_dropout": (0.0, 0.35),
     "lengths": (False, True),
     "reset": (False, True),
     "recompute": ("none", "gates"),
@@ -74,11 +75,19 @@ REFUSED = {
             "peephole is 'full' and layer_norm is True",
         ),
         (lambda o: o.get("proj_size") and shares(o)[0], "zoneout is .* and proj_size is"),
+        (
+            lambda o: o.get("proj_size") and o.get("variational_dropout"),
+            "variational_dropout is .* and proj_size is",
+        ),
     ],
     "GRU": [
         (
             lambda o: o.get("layer_norm") and o.get("reset_after") is False,
             "layer_norm is True and reset_after is False",
+        ),
+        (
+            lambda o: o.get("variational_dropout") and o.get("reset_after") is False,
+            "variational_dropout is .* and reset_after is False",
         ),
     ],
     "RNN": [
@@ -89,6 +98,10 @@ REFUSED = {
         (
             lambda o: o.get("weight_dropout") and o.get("independent"),
             "weight_dropout is .* and independent is True",
+        ),
+        (
+            lambda o: o.get("variational_dropout") and o.get("independent"),
+            "variational_dropout is .* and independent is True",
         ),
     ],
     "SLSTM": [],
@@ -204,7 +217,7 @@ def written_out(layer, o, module, x, lengths, reset):
     if training and o["weight_dropout"]:
         U = [dropout(u, o["weight_dropout"]) for u in U]
     p_h, p_c = shares(o)
-    draws = training and (p_h or p_c or o["recurrent_dropout"])
+    draws = training and (p_h or p_c or o["recurrent_dropout"] or o["variational_dropout"])
     seeds = random.seeds(len(suffixes), x.device) if draws else [None] * len(suffixes)
     return torch.cat(
         [
@@ -235,6 +248,9 @@ def direction(layer, o, module, x, lengths, reset, gates, suffix, U, seed):
             return 1.0
         return 1 - p if seed is None else random.kept(seed, t, B, H, stream, p).to(x)
 
+    p, meets = o["variational_dropout"], 1.0
+    if p and seed is not None:
+        meets = random.kept(seed, -1, B, H, random.SEQUENCE, p).to(x) / (1 - p)
     states = [x.new_zeros(B, H)] * STATES[layer]
     if R is not None:
         states[0] = x.new_zeros(B, len(R))
@@ -246,7 +262,7 @@ def direction(layer, o, module, x, lengths, reset, gates, suffix, U, seed):
             states = [torch.where(cut, a, b) for a, b in zip(begin, states, strict=True)]
 
         def a(h, c=None, t=t):
-            recur = U * h if o.get("independent") else linear(h, U)
+            recur = U * h if o.get("independent") else linear(h * meets, U)
             if V is not None:
                 recur = recur + linear(c, V)
             if o.get("layer_norm"):

@@ -92,7 +92,7 @@ def on_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", RANDOM + tuple(n for n in AROUND if CELLS[n].random))
 @pytest.mark.parametrize("training", [False, True])
 def test_cells_that_draw_equal_the_reference(name, training, device):
     """They draw the same numbers: masks lie in no tensor, and backward draws them again."""

@@ -46,11 +46,12 @@ class BackwardPass {
         anew_h(a.reset ? B * P : 0),
         anew_c(a.reset ? Inner * B * H : 0),
         danew_h(a.reset ? B * P : 0),
-        danew_c(a.reset ? Inner * B * H : 0) {}
+        danew_c(a.reset ? Inner * B * H : 0),
+        meeting(a) {}
 
   bool allocated() const {
     return w1 && wc && w2 && wr && c0 && gates && direct && dc && dh && second && partial &&
-           anew_h && anew_c && danew_h && danew_c;
+           anew_h && anew_c && danew_h && danew_c && meeting;
   }
 
   void run(const Worker& worker) {
@@ -182,7 +183,7 @@ class BackwardPass {
 
   // The gradient of h at step t: product, direct part, dy.
   FRNN_INLINE L arriving(int64_t t, int64_t later, const Two& p) {
-    L total = product_of(p) + gather(p, in_h(direct.get()));
+    L total = meeting.met(p, product_of(p)) + gather(p, in_h(direct.get()));
     stop(later, p, total, in_h(danew_h.get()));
     if (a.dy)
       total += gather(p, [&](const Units<A>& u) FRNN_INLINE { return row_of(a.dy, t, u.b) + u.j; });
@@ -207,7 +208,8 @@ class BackwardPass {
     if (!projected) silence(t, u, now);
   }
   void pass_h(int64_t t, const Units<A>& u) {
-    for (int l = 0; l < u.n; ++l) direct.get()[u.b * P + u.j + l] += u.c[l];
+    for (int l = 0; l < u.n; ++l)
+      direct.get()[u.b * P + u.j + l] += meeting.met(u.b, u.j + l, u.c[l]);
     if (!projected) return;
     std::memset(in_rows(dh.get(), wr.row)(u), 0, u.n * sizeof(O));
     std::memset(static_cast<D*>(a.dh) + (t * B + u.b) * P + u.j, 0, u.n * sizeof(D));
@@ -315,7 +317,7 @@ class BackwardPass {
         worker, B, gates0, w1, [](const Tile<A>&) {},
         [&](const Tile<A>& tile) {
           each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
-            L total = product_of(p) + gather(p, in_h(direct.get()));
+            L total = meeting.met(p, product_of(p)) + gather(p, in_h(direct.get()));
             stop(first, p, total, in_h(danew_h.get()));
             scatter(p, total, in_h(static_cast<D*>(a.dh0)));
             if (a.dreset_h)
@@ -346,6 +348,7 @@ class BackwardPass {
   Buffer<D> anew_h;   // [B, P]: the reset state, zero if none is given ...
   Buffer<A> anew_c;   // [S-1, B, H]
   Buffer<A> danew_h, danew_c;  // ... and its gradient
+  const Meeting<A> meeting;
 };
 
 }  // namespace FRNN_ISA

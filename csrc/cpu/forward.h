@@ -162,6 +162,30 @@ inline FRNN_INLINE PerUnit<Lanes<State<D>>> own_values(const Args& a, int64_t t,
   return own;
 }
 
+// Factors of h where it meets W_hh, [B, P]; empty where there are none.
+template <class A>
+class Meeting {
+ public:
+  template <class Args>
+  explicit Meeting(const Args& a)
+      : there(a.n.options.variational > 0 && a.seed),
+        factors_(there ? a.n.B * a.n.P : 0),
+        P_(a.n.P) {
+    for (int64_t i = 0; there && factors_ && i < a.n.B * P_; ++i)
+      factors_.get()[i] = sequence_factor<A>(*a.seed, i / P_, i % P_, a.n.options.variational);
+  }
+  explicit operator bool() const { return bool(factors_); }
+  const bool there;
+  FRNN_INLINE Lanes<A> met(const Pair<A>& p, const Lanes<A>& h) const {
+    return there ? h * gather(p, in_rows(factors_.get(), P_)) : h;
+  }
+  A met(int64_t b, int64_t j, A h) const { return there ? h * factors_.get()[b * P_ + j] : h; }
+
+ private:
+  Buffer<A> factors_;
+  const int64_t P_;
+};
+
 template <class Cell, class D>
 class ForwardPass {
   using A = State<D>;
@@ -190,9 +214,11 @@ class ForwardPass {
         kept(N2 ? B * K * H : 0),
         row(a.n.options.independent ? P : w1.row),
         h(2 * B * row),
-        operand(B * (N2 ? w2.row : wr.row)) {}
+        operand(B * (N2 ? w2.row : wr.row)),
+        meeting(a),
+        apart(kWide || meeting.there) {}
 
-  bool allocated() const { return w1 && w2 && wr && states && h && operand && kept; }
+  bool allocated() const { return w1 && w2 && wr && states && h && operand && kept && meeting; }
 
   void run(const Worker& worker) {
     prepare(worker);
@@ -258,8 +284,9 @@ class ForwardPass {
       const D* h0 = static_cast<const D*>(a.h0);
       const D* c0 = static_cast<const D*>(a.c0);
       for (int64_t b = 0; b < B; ++b)
-        for (int64_t j = 0; j < P; ++j) store(h.get()[b * row + j], load(h0[b * P + j]));
-      if (kWide && !a.weight_hr)
+        for (int64_t j = 0; j < P; ++j)
+          store(h.get()[b * row + j], meeting.met(b, j, load(h0[b * P + j])));
+      if (apart && !a.weight_hr)
         for (int64_t i = 0; i < B * H; ++i) states.get()[i] = load(h0[i]);
       for (int64_t i = 0; i < (S - 1) * B * H; ++i) states.get()[B * H + i] = load(c0[i]);
       for (int64_t i = 0; i < B * H && a.n.options.full; ++i)
@@ -317,6 +344,7 @@ class ForwardPass {
     cell_forward<Cell>(a.n.options, own_values<Cell, D>(a, t, p), x, u, s, out, saved);
     each<S, !kWide>([&](auto k)
                         FRNN_INLINE { scatter(p, out[k], in(states.get() + k * B * H, 1)); });
+    if (!kWide && apart) scatter(p, out[0], in(states.get(), 1));
     if constexpr (S > 1)
       if (a.n.options.full) scatter(p, rounded<D>(out[1]), in_rows(after + P, row));
     leave_h(t, p, out[0], after);
@@ -333,7 +361,7 @@ class ForwardPass {
     if (a.weight_hr) {
       scatter(p, hidden, in_rows(operand.get(), wr.row));
     } else {
-      scatter(p, hidden, in_rows(after, row));
+      scatter(p, meeting.there ? rounded<D>(meeting.met(p, h_new)) : hidden, in_rows(after, row));
       scatter(p, hidden, in_y(t));
     }
     if (a.hidden) scatter(p, hidden, in(static_cast<D*>(a.hidden) + t * B * H, 1));
@@ -357,7 +385,7 @@ class ForwardPass {
   // State k of some units before a step. With a projection no cell sees h itself.
   FRNN_INLINE L state(int k, const O* before, const Two& p) const {
     if constexpr (!kWide)
-      if (k == 0 && !a.weight_hr) return gather(p, in_rows(before, row));
+      if (k == 0 && !a.weight_hr && !apart) return gather(p, in_rows(before, row));
     return gather(p, in(states.get() + k * B * H, 1));
   }
 
@@ -377,7 +405,7 @@ class ForwardPass {
     if (!begins_anew(a, next, u.b)) return;
     if (!a.weight_hr) {
       restart_h(next, u, after);
-      if (kWide) reset_to(a.reset_h, u.b * H + u.j, u.n, in(states.get(), 1)(u));
+      if (apart) reset_to(a.reset_h, u.b * H + u.j, u.n, in(states.get(), 1)(u));
     }
     for (int k = 0; k < S - 1; ++k)
       reset_to(a.reset_c, (k * B + u.b) * H + u.j, u.n, in(states.get() + (k + 1) * B * H, 1)(u));
@@ -385,7 +413,10 @@ class ForwardPass {
   }
   void restart_h(int64_t next, const Units<A>& u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
-    reset_to(a.reset_h, u.b * P + u.j, u.n, in_rows(after, row)(u));
+    O* to = in_rows(after, row)(u);
+    reset_to(a.reset_h, u.b * P + u.j, u.n, to);
+    for (int l = 0; meeting.there && l < u.n; ++l)
+      store(to[l], meeting.met(u.b, u.j + l, load(to[l])));
   }
   template <class E>
   static void reset_to(const void* state, int64_t at, int n, E* to) {
@@ -415,7 +446,7 @@ class ForwardPass {
 
   void finish(const Worker& worker) {
     const O* last = h.get() + (T % 2) * B * row;
-    const bool wide = kWide && !a.weight_hr;
+    const bool wide = apart && !a.weight_hr;
     for (int64_t b = worker.first(B); b < worker.last(B); ++b)
       for (int64_t j = 0; j < P; ++j) {
         const A h_n = wide ? states.get()[b * H + j] : load(last[b * row + j]);
@@ -434,6 +465,8 @@ class ForwardPass {
   Buffer<A> states, kept;
   const int64_t row;     // from one row of what meets W_hh to the next
   Buffer<O> h, operand;  // [2, B, P] (full: then c) and [B, H], rows as the products want them
+  const Meeting<A> meeting;
+  const bool apart;  // h as a state is kept in states, apart from what meets the weights
 };
 
 }  // namespace FRNN_ISA

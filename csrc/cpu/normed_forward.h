@@ -134,7 +134,7 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
   FRNN_INLINE void finish_h(int64_t t, const Two& p, L h_new, const L& before,
                             const PerUnit<L>& own, O* after) {
     if (a.n.options.zoneout_h > 0) h_new = blended(own.keep_h, h_new, before);
-    if (sizeof(D) != sizeof(A)) scatter(p, h_new, in(states.get(), 1));  // as ForwardPass keeps it
+    if (this->apart) scatter(p, h_new, in(states.get(), 1));
     this->leave_h(t, p, h_new, after);
   }
 

@@ -64,10 +64,16 @@ __device__ inline PerUnit<Wide<Data>> own_values(const Args& p, int64_t t, int64
   const double h = options.zoneout_h, c = options.zoneout_c, drop = options.dropout;
   if (h > 0) own.keep_h = drawn<W>(key, Stream::keep_h, unit, h);
   if (c > 0) own.keep_c = drawn<W>(key, Stream::keep_c, unit, c);
-  if (drop > 0) {
-    own.drop = drawn<W>(key, Stream::drop, unit, drop) * W(drop < 1 ? 1 / (1 - drop) : 0);
-  }
+  if (drop > 0) own.drop = factor_of<W>(key, Stream::drop, unit, drop);
   return own;
+}
+
+// By which h of (b, unit) is multiplied where it meets W_hh, and its gradient where it comes back.
+template <class W, class Args>
+__device__ inline W meeting(const Args& p, int64_t b, int64_t unit) {
+  const double chance = p.n.options.variational;
+  if (chance <= 0 || p.seed == nullptr) return W(1);
+  return sequence_factor<W>(*p.seed, b, unit, chance);
 }
 
 // Hands out the workspace in pieces; with a null base it only counts.

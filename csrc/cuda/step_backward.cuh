@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
 
   Cols::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[1]) {
     const int64_t i = b * P + unit;
-    W dh = carry.h[i] + sums[0];
+    W dh = carry.h[i] + sums[0] * meeting<W>(p, b, unit);
     if (is_reset(p, step + 1, b)) dh = give_reset(carry.reset_h, i, dh);
     if (step < 0) {
       round_to(static_cast<Data*>(p.dh0)[i], dh);
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
     const int64_t i = b * H + unit;
     const bool live = alive(p.lengths, b, t);
     W d[Cell::kGrads] = {}, ds[Cell::kStates] = {}, dout[Cell::kStates];
-    dout[0] = sums[0] + (projected ? W(0) : carry.h[i]);
+    dout[0] = projected ? sums[0] : sums[0] * meeting<W>(p, b, unit) + carry.h[i];
     if (!projected && is_reset(p, step + 1, b)) dout[0] = give_reset(carry.reset_h, i, dout[0]);
 #pragma unroll
     for (int k = 1; k < Cell::kStates; ++k) dout[k] = carry.inner[(k - 1) * B * H + i];

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kCopyThreads)
   if (i < B * P) {
     const auto h = or_zero<Data>(is_reset(p, 0, i / P) ? p.reset_h : p.h0, i);
     state.h[i] = h;
-    round_to(state.operand[i], h);
+    round_to(state.operand[i], h * meeting<Wide<Data>>(p, i / P, i % P));
   }
   if (i < state.inner_size) {
     state.inner[i] = or_zero<Data>(is_reset(p, 0, i / H % B) ? p.reset_c : p.c0, i);
@@ -97,7 +97,7 @@ __device__ inline void leave_h(const SequenceForward& p, const ForwardState<Data
   const int64_t t = time_of(p.n, step), at = b * p.n.P + unit;
   const Wide<Data> next = is_reset(p, step + 1, b) ? or_zero<Data>(p.reset_h, at) : h;
   state.h[at] = next;
-  round_to(state.next[at], next);
+  round_to(state.next[at], next * meeting<Wide<Data>>(p, b, unit));
   round_to(static_cast<Data*>(p.y)[(t * p.n.B + b) * p.n.y_row + unit],
            alive(p.lengths, b, t) ? h : Wide<Data>(0));
 }

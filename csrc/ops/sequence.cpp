@@ -145,6 +145,9 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
                   c.gates * H, ", 0] where units are independent, without a projection, got ",
                   show(w));
   const int64_t P = alone ? H : width;
+  const bool of_h = name_of.options.zoneout_h > 0 || name_of.options.variational > 0;
+  STD_TORCH_CHECK(!of_h || weight_hr.empty(), "fusedrnn: cell '", cell,
+                  "' changes h before a projection, which no kernel sees");
   STD_TORCH_CHECK(weight_unit.size() == (c.weights ? directions : 0), "fusedrnn: cell '", cell,
                   "' has ", c.weights, " weights of a unit's own: weight_unit must hold ",
                   c.weights ? directions : 0, " tensors, got ", weight_unit.size());

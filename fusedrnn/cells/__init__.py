@@ -29,7 +29,7 @@ _MADE: dict[str, Cell] = {}  # no functools.cache: torch.compile would warn of i
 
 
 # Options that change the kernels around a cell, or a draw: the fields of Cell.
-_OF_ALL = ("dh_clip", "zoneout_h", "zoneout_c", "dropout")
+_OF_ALL = ("dh_clip", "zoneout_h", "zoneout_c", "dropout", "variational")
 
 
 def _defaults(name: str) -> dict[str, str | float]:

@@ -86,6 +86,7 @@ class Cell:
         zoneout_h: the probability that h stays as it was; 0: none.
         zoneout_c: the same of the inner states.
         dropout: the probability that what is new does not reach the state; 0: none.
+        variational: the probability that h does not meet ``weight_hh``, in all steps; 0: none.
         native: whether the native library has it: not what users register at run time.
     """
 
@@ -109,6 +110,7 @@ class Cell:
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     dropout: float = 0.0
+    variational: float = 0.0
     native: bool = True
 
     @property
@@ -119,7 +121,7 @@ class Cell:
     @property
     def random(self) -> bool:
         """Whether a step in training draws random numbers."""
-        return max(self.zoneout_h, self.zoneout_c, self.dropout) > 0
+        return max(self.zoneout_h, self.zoneout_c, self.dropout, self.variational) > 0
 
     @property
     def by_cluster(self) -> bool:
