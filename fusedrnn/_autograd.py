@@ -247,8 +247,10 @@ class _Met(NamedTuple):
     def of_inner(self, k: int, cells: Tensor, c0: Tensor) -> "_Met":
         """The same of inner state k; ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H]."""
         anew = self.reset and self.reset.c
-        anew = None if anew is None else anew[k]
-        return self._replace(y=cells[:, k], h0=c0[k], anew=anew, factors=None)
+        anew, y = None if anew is None else anew[k], cells[:, k]
+        if self.reverse and self.lengths is not None:  # there a row begins where it ends
+            y = torch.where(alive(self.lengths, len(y)), y, 0)
+        return self._replace(y=y, h0=c0[k], anew=anew, factors=None)
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """It before each row's first step ``[B, P]``, and before the others ``[(T-1)*B, P]``."""
@@ -283,6 +285,11 @@ def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
             torch.mm(columns[:B].t(), first, out=rows)
             rows.addmm_(columns[B:].t(), later)
     return out
+
+
+def alive(lengths: Tensor, T: int) -> Tensor:
+    """Where rows take part, ``[T, B, 1]``."""
+    return (torch.arange(T, device=lengths.device).unsqueeze(-1) < lengths).unsqueeze(-1)
 
 
 def _unit_weight_grads(cell: Cell, d: Tensor, met: _Met, cells: Tensor, c0: Tensor) -> list[Tensor]:

@@ -178,7 +178,9 @@ def to_tensorflow(
     return kernel, _reordered(bias, gates, order)
 
 
-def from_onnx(cell: str, W: Any, R: Any, B: Any = None, *, layer: int = 0) -> dict[str, Tensor]:
+def from_onnx(
+    cell: str, W: Any, R: Any, B: Any = None, P: Any = None, *, layer: int = 0
+) -> dict[str, Tensor]:
     """Turn the weights of ONNX's LSTM, GRU or RNN into ours.
 
     ONNX: https://onnx.ai/onnx/operators (gates i, o, f, c and z, r, h; the update gate as torch's).
@@ -189,6 +191,7 @@ def from_onnx(cell: str, W: Any, R: Any, B: Any = None, *, layer: int = 0) -> di
         W: ``[D, G*H, I]``, D = 2 with ``direction="bidirectional"``; tensors or arrays.
         R: ``[D, G*H, H]``.
         B: ``[D, 2*G*H]``, that of W before that of R; None if absent.
+        P: ``[D, 3*H]``, an LSTM's peepholes of i, o, f, for ``LSTM(peephole="diagonal")``.
         layer: names the parameters.
 
     Returns:
@@ -213,10 +216,19 @@ def from_onnx(cell: str, W: Any, R: Any, B: Any = None, *, layer: int = 0) -> di
     _check(W, "W", (D, G * H, "I"))
     if B is not None:
         _check(B, "B", (D, 2 * G * H))
+    if P is not None:
+        if gates != "ifgo":
+            raise ValueError(
+                f"P was given for cell {cell!r}; peepholes are the LSTM's: leave it out"
+            )
+        P = torch.as_tensor(P)
+        _check(P, "P", (D, 3 * H))
     state = {}
     for d in range(D):
         weights = (W[d], R[d], *(() if B is None else B[d].chunk(2)))
         state |= _named((_reordered(w, order, gates) for w in weights), layer, d == 1)
+        if P is not None:
+            state[_peepholes(layer, d == 1)] = _reordered(P[d], "iof", "ifo")
     return state
 
 
@@ -229,7 +241,7 @@ def to_onnx(cell: str, state: Mapping[str, Tensor], *, layer: int = 0) -> tuple[
         layer: which of its layers.
 
     Returns:
-        W, R and, where there are biases, B.
+        W, R and, where there are biases or peepholes, B; with diagonal peepholes also P.
 
     Raises:
         ValueError: ONNX has no such cell, or no projection as this state has.
@@ -244,9 +256,14 @@ def to_onnx(cell: str, state: Mapping[str, Tensor], *, layer: int = 0) -> tuple[
     gates, order = _orders("ONNX", cell)
     directions = []
     for reverse in (False, True)[: 1 + (f"weight_ih_l{layer}_reverse" in state)]:
-        found = _found("ONNX", state, layer, reverse, len(gates))
+        P = state.get(_peepholes(layer, reverse))
+        found = _found("ONNX", state, layer, reverse, len(gates), peepholes=P is not None)
         W, R, *biases = (_reordered(w, gates, order) for w in found)
-        directions.append((W, R, *([torch.cat(biases)] if biases else ())))
+        if P is not None:
+            _check(P, _peepholes(layer, reverse), (3 * W.shape[0] // 4,))
+            biases = biases or [W.new_zeros(len(W))] * 2
+        peepholes = () if P is None else (_reordered(P, "ifo", "iof"),)
+        directions.append((W, R, *([torch.cat(biases)] if biases else ()), *peepholes))
     return tuple(torch.stack(w) for w in zip(*directions, strict=True))
 
 
@@ -310,12 +327,21 @@ def _names(layer: int, reverse: bool) -> list[str]:
     return [name + suffix for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
 
+def _peepholes(layer: int, reverse: bool) -> str:
+    return _names(layer, reverse)[0].replace("_ih", "_ch")
+
+
 def _named(weights: Iterable[Tensor], layer: int, reverse: bool) -> dict[str, Tensor]:
     return dict(zip(_names(layer, reverse), weights, strict=False))  # with or without biases
 
 
 def _found(
-    framework: str, state: Mapping[str, Tensor], layer: int, reverse: bool, gates: int
+    framework: str,
+    state: Mapping[str, Tensor],
+    layer: int,
+    reverse: bool,
+    gates: int,
+    peepholes: bool = False,
 ) -> tuple[Tensor, ...]:
     """The weights and, if there are any, biases of one layer and direction, detached."""
     keys = _names(layer, reverse)
@@ -323,6 +349,11 @@ def _found(
         raise KeyError(f"state has no {keys[0]}; it holds {', '.join(state)}")
     if (projection := keys[0].replace("_ih", "_hr")) in state:
         raise ValueError(f"state has {projection}: {framework}'s layout has no projection")
+    known = [*keys, *([_peepholes(layer, reverse)] if peepholes else ())]
+    suffix = keys[0].removeprefix("weight_ih")
+    for key in state:
+        if key.endswith(suffix) and key not in known:
+            raise ValueError(f"state has {key}: {framework}'s layout has no such weights")
     found = tuple(state[key].detach() for key in keys if key in state)
     H = _units(found[1], keys[1], "[G*H, H]", 1, 0, gates)
     for key, tensor in zip(keys, found, strict=False):

@@ -167,11 +167,18 @@ def sequence(
     mask, *anew = (None, None, None) if reset is None else reset
     leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
-        return _autograd.Sequence.apply(
+        outputs = _autograd.Sequence.apply(
             cell.name, backend, trace, recompute, seed, lengths, mask, *leaves
         )
-    outputs = _autograd.forward(cell.name, backend, seed, lengths, mask, leaves, save=trace)
-    return outputs[: 5 if trace else 3]
+    else:
+        outputs = _autograd.forward(cell.name, backend, seed, lengths, mask, leaves, save=trace)
+    if not trace:
+        return outputs[:3]
+    if lengths is not None and backend != "cpu":  # GPU kernels go on writing the state
+        rows, (*results, saved, inner) = _autograd.alive(lengths, x.shape[-3]), outputs[:5]
+        saved = torch.where(rows.unsqueeze(-1), saved, 0)
+        return *results, saved, torch.where(rows.unsqueeze(1), inner, 0)
+    return outputs[:5]
 
 
 def _normed_inputs(x: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, tuple[Weights, ...]]:

@@ -57,10 +57,14 @@ def test_hooks_find_per_sample_gradients(name):
     torch.manual_seed(0)
     model = Output(HOOKED[name](batch_first=True, dtype=torch.float64))
     caught = {}
-    model.register_forward_hook(lambda m, args, y: caught.update(x=args[0].detach()))
-    model.register_full_backward_hook(lambda m, dx, dy: caught.update(dy=dy[0]))
+    hooks = [
+        model.register_forward_hook(lambda m, args, y: caught.update(x=args[0].detach())),
+        model.register_full_backward_hook(lambda m, dx, dy: caught.update(dy=dy[0])),
+    ]
     x = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
     model(x).square().sum().backward()
+    for hook in hooks:
+        hook.remove()
     parameters = {n: p.detach() for n, p in model.named_parameters()}
 
     def one(parameters, x, dy):

@@ -68,7 +68,7 @@ def tensorflow_lstm(x, kernel, bias, forget_bias):
     return np.stack(y)
 
 
-def onnx(op, x, W, R, biases=None, linear_before_reset=0):
+def onnx(op, x, W, R, biases=None, linear_before_reset=0, peepholes=None):
     """The operators' equations, direction by direction: Y as [T, B, D*H]."""
     D, rows = W.shape[:2]
     biases = np.zeros((D, 2 * rows)) if biases is None else biases
@@ -80,8 +80,9 @@ def onnx(op, x, W, R, biases=None, linear_before_reset=0):
             a = x[t] @ W[d].T + Wb
             if op == "lstm":
                 i, o, f, g = np.split(a + h @ R[d].T + Rb, 4, axis=1)
-                c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-                h = sigmoid(o) * np.tanh(c)
+                Pi, Po, Pf = (0, 0, 0) if peepholes is None else np.split(peepholes[d], 3)
+                c = sigmoid(f + Pf * c) * c + sigmoid(i + Pi * c) * np.tanh(g)
+                h = sigmoid(o + Po * c) * np.tanh(c)
             elif op == "rnn_tanh":
                 h = np.tanh(a + h @ R[d].T + Rb)
             else:
@@ -197,6 +198,21 @@ def test_onnx(cell, D, bias):
         np.testing.assert_array_equal(ours.numpy(), theirs)
 
 
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_onnx_peepholes(D, bias):
+    """P is that of i, o, f; without biases B is zero on the way back."""
+    weights = [normal(D, 4 * H, I), normal(D, 4 * H, H), normal(D, 8 * H) * bias]
+    P, x = normal(D, 3 * H), normal(T, B, I)
+    layer = layer_of("lstm", bias=bias, bidirectional=D == 2, peephole="diagonal")
+    state = fusedrnn.from_onnx("lstm", *weights[: 2 + bias], P=P)
+    layer.load_state_dict(state, strict=True)
+    assert_same(layer, x, onnx("lstm", x, *weights, peepholes=P))
+    back = fusedrnn.to_onnx("lstm", layer.state_dict())
+    for ours, theirs in zip(back, [*weights, P], strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_flip_update_gate(reset_after):
     """A GRU whose update gate is h = z * n + (1 - z) * h', written out, from the same weights."""
@@ -274,6 +290,14 @@ projected = fusedrnn.LSTM(3, 5, proj_size=2)
          ValueError, r"B has shape \(1, 8\), must be \[1, 16\]"),
         (lambda: fusedrnn.to_keras("lstm", projected.state_dict()), ValueError,
          "state has weight_hr_l0: Keras's layout has no projection"),
+        (lambda: fusedrnn.to_keras("lstm", fusedrnn.LSTM(3, 5, peephole="diagonal").state_dict()),
+         ValueError, "state has weight_ch_l0: Keras's layout has no such weights"),
+        (lambda: fusedrnn.to_onnx("lstm", fusedrnn.LSTM(3, 5, layer_norm=True).state_dict()),
+         ValueError, "state has weight_ln_ih_l0: ONNX's layout has no such weights"),
+        (lambda: fusedrnn.from_onnx("gru", zeros(1, 6, 3), zeros(1, 6, 2), P=zeros(1, 6)),
+         ValueError, "P was given for cell 'gru'; peepholes are the LSTM's"),
+        (lambda: fusedrnn.from_onnx("lstm", zeros(1, 8, 3), zeros(1, 8, 2), P=zeros(1, 8)),
+         ValueError, "P has shape"),
         (lambda: fusedrnn.to_onnx("gru", fusedrnn.LSTM(3, 5).state_dict()), ValueError,
          r"weight_hh_l0 has shape \(20, 5\), must be \[G\*H, H\] with G = 3 gates"),
         (lambda: fusedrnn.to_tensorflow(fusedrnn.LSTM(3, 5).state_dict(), layer=1), KeyError,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exactness import assert_close64
 from sequence_case import CLIPPED, EVERY, KINDS, Case, arguments, inputs, native, plain, run, truth
 from sequence_case import check as check_results
 
@@ -222,6 +223,18 @@ def test_length_past_the_end():
     found = triton(CELLS["gru"], *arguments(case, tensors))
     right = arguments(replace(case, lengths=(3, 3, 1)), tensors)
     torch.testing.assert_close(found, reference.sequence(CELLS["gru"], *right))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("cell", ("lstm", "gru"))
+def test_the_trace_is_the_references(force, kernel, cell):
+    """Zero beyond a row's end, too."""
+    force(kernel)
+    case = Case(4, 3, 7, directions=2, lengths=(2, 4, 0))
+    call = arguments(case, tensors_of(cell, case))
+    with fusedrnn.backend("triton"):
+        found = ops.sequence(CELLS[cell], *call, trace=True)
+    assert_close64(list(found), list(reference.sequence(CELLS[cell], *call, trace=True)), cell)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
