@@ -11,6 +11,8 @@
 #include <cstring>
 
 #define FRNN_INLINE __attribute__((always_inline))
+// What runs once a call, or seldom: small, where inline and vectorised it is half of the code.
+#define FRNN_COLD __attribute__((cold, noinline))
 #ifdef __CUDACC__
 #define FRNN_HD __host__ __device__ __forceinline__
 #else

@@ -163,6 +163,7 @@ def test_which_code_a_gpu_runs(monkeypatch, archs, capability, code):
 
 def test_a_gpu_is_named_with_the_code_that_fits_it(monkeypatch):
     monkeypatch.setattr(_native, "ARCHS", ("80", "90a"))
+    monkeypatch.setattr(_native, "HAS_CUDA", False)  # else the GPU is asked about its clusters
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")

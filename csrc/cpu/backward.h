@@ -112,7 +112,7 @@ class BackwardPass {
     }
   }
 
-  void prepare(const Worker& worker) {
+  FRNN_COLD void prepare(const Worker& worker) {
     w1.prepare(worker);
     wc.prepare(worker);
     w2.prepare(worker);
@@ -127,7 +127,7 @@ class BackwardPass {
     worker.barrier();
   }
 
-  static void widen(const void* from, const Buffer<A>& to, int64_t n) {
+  FRNN_COLD static void widen(const void* from, const Buffer<A>& to, int64_t n) {
     if (const D* d = static_cast<const D*>(from))
       for (int64_t i = 0; i < n; ++i) to.get()[i] = load(d[i]);
   }
@@ -207,7 +207,7 @@ class BackwardPass {
     pass_h(t, u);
     if (!projected) silence(t, u, now);
   }
-  void pass_h(int64_t t, const Units<A>& u) {
+  FRNN_COLD void pass_h(int64_t t, const Units<A>& u) {
     for (int l = 0; l < u.n; ++l)
       direct.get()[u.b * P + u.j + l] += meeting.met(u.b, u.j + l, u.c[l]);
     if (!projected) return;
@@ -215,7 +215,7 @@ class BackwardPass {
     std::memset(static_cast<D*>(a.dh) + (t * B + u.b) * P + u.j, 0, u.n * sizeof(D));
   }
 
-  void silence(int64_t t, const Units<A>& u, O* now) {
+  FRNN_COLD void silence(int64_t t, const Units<A>& u, O* now) {
     D* grads = static_cast<D*>(a.grads) + t * B * N * H;
     const auto clear = [&](auto* rows, int64_t row) {
       std::memset(in_rows(rows, row)(u), 0, u.n * sizeof(*rows));

@@ -167,7 +167,7 @@ template <class A>
 class Meeting {
  public:
   template <class Args>
-  explicit Meeting(const Args& a)
+  FRNN_COLD explicit Meeting(const Args& a)
       : there(a.n.options.variational > 0 && a.seed),
         factors_(there ? a.n.B * a.n.P : 0),
         P_(a.n.P) {
@@ -276,7 +276,7 @@ class ForwardPass {
         });
   }
 
-  void prepare(const Worker& worker) {
+  FRNN_COLD void prepare(const Worker& worker) {
     w1.prepare(worker);
     w2.prepare(worker);
     wr.prepare(worker);
@@ -401,7 +401,7 @@ class ForwardPass {
   }
 
   // Units that begin anew at the step to come: their states are the reset state.
-  void restart(int64_t next, const Units<A>& u, O* after) {
+  FRNN_COLD void restart(int64_t next, const Units<A>& u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
     if (!a.weight_hr) {
       restart_h(next, u, after);
@@ -411,7 +411,7 @@ class ForwardPass {
       reset_to(a.reset_c, (k * B + u.b) * H + u.j, u.n, in(states.get() + (k + 1) * B * H, 1)(u));
     if (a.n.options.full) reset_to(a.reset_c, u.b * H + u.j, u.n, in_rows(after + P, row)(u));
   }
-  void restart_h(int64_t next, const Units<A>& u, O* after) {
+  FRNN_COLD void restart_h(int64_t next, const Units<A>& u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
     O* to = in_rows(after, row)(u);
     reset_to(a.reset_h, u.b * P + u.j, u.n, to);
@@ -419,19 +419,19 @@ class ForwardPass {
       store(to[l], meeting.met(u.b, u.j + l, load(to[l])));
   }
   template <class E>
-  static void reset_to(const void* state, int64_t at, int n, E* to) {
+  FRNN_COLD static void reset_to(const void* state, int64_t at, int n, E* to) {
     for (int l = 0; l < n; ++l)
       store(to[l], state ? load(static_cast<const D*>(state)[at + l]) : A(0));
   }
 
   // Units of a row past its end: the state stays, y is zero.
-  void rest(int64_t t, const Units<A>& u, const O* before, O* after) {
+  FRNN_COLD void rest(int64_t t, const Units<A>& u, const O* before, O* after) {
     std::memcpy(in_rows(after, row)(u), in_rows(before, row)(u), u.n * sizeof(O));
     std::memset(y_at(t, u.b, u.j), 0, u.n * sizeof(D));
   }
 
   // What such a row saves is zero: backward does not read it.
-  void past(int64_t t, const Units<A>& u, const O* before, O* after) {
+  FRNN_COLD void past(int64_t t, const Units<A>& u, const O* before, O* after) {
     if (!a.weight_hr) rest(t, u, before, after);
     if (a.n.options.full)
       std::memcpy(in_rows(after + P, row)(u), in_rows(before + P, row)(u), u.n * sizeof(O));
@@ -444,7 +444,7 @@ class ForwardPass {
     if (a.hidden) clear(static_cast<D*>(a.hidden) + t * B * H, 1);
   }
 
-  void finish(const Worker& worker) {
+  FRNN_COLD void finish(const Worker& worker) {
     const O* last = h.get() + (T % 2) * B * row;
     const bool wide = apart && !a.weight_hr;
     for (int64_t b = worker.first(B); b < worker.last(B); ++b)

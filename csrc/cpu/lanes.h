@@ -1,7 +1,7 @@
 // The cells' scalar type on the CPU: two vectors of units at a time, so that the long chains of
 // exp, division and tanh of one overlap with those of the other.
 #pragma once
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -190,6 +190,44 @@ inline FRNN_INLINE Lanes<A> relu_slope(const Lanes<A>& x) {
   });
 }
 
+// The 16-bit types, a vector at a time: as load and store in types.h, or as the hardware does it.
+using Half = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+using Single = Vector<float>::type;
+using SingleBits = BitsOf<Single>::type;
+
+inline FRNN_INLINE Single widened(bf16, Half h) {
+  return (Single)(__builtin_convertvector(h, SingleBits) << 16);
+}
+inline FRNN_INLINE Half narrowed(bf16, Single x) {
+  const SingleBits u = (SingleBits)x, even = u + 0x7fffu + ((u >> 16) & 1u);
+  const SingleBits nan = SingleBits{} + 0x7fc00000u;
+  return __builtin_convertvector((x != x ? nan : even) >> 16, Half);
+}
+
+#if defined(__AVX512F__)
+inline FRNN_INLINE Single widened(f16, Half h) { return _mm512_cvtph_ps((__m256i)h); }
+inline FRNN_INLINE Half narrowed(f16, Single x) { return (Half)_mm512_cvtps_ph(x, 0); }
+#elif defined(__F16C__)
+inline FRNN_INLINE Single widened(f16, Half h) { return _mm256_cvtph_ps((__m128i)h); }
+inline FRNN_INLINE Half narrowed(f16, Single x) { return (Half)_mm256_cvtps_ph(x, 0); }
+#else
+inline FRNN_INLINE Single widened(f16, Half h) {
+  const SingleBits u = __builtin_convertvector(h, SingleBits);
+  const SingleBits low = (u & 0x7fffu) << 13, sign = (u & 0x8000u) << 16;
+  const SingleBits scaled = (SingleBits)((Single)low * 0x1p112f), special = low | 0x7f800000u;
+  return (Single)((low >= 0x0f800000u ? special : scaled) | sign);
+}
+inline FRNN_INLINE Half narrowed(f16, Single x) {
+  const SingleBits u = (SingleBits)x, sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  const SingleBits normal = (a + 0xfffu + ((a >> 13) & 1u) - (112u << 23)) >> 13;
+  const SingleBits subnormal = (SingleBits)((Single)a + 0.5f) - bits_of(0.5f);
+  SingleBits h = a < (113u << 23) ? subnormal : normal;
+  h = a >= 0x477ff000u ? SingleBits{} + 0x7c00u : h;
+  h = a > 0x7f800000u ? SingleBits{} + 0x7e00u : h;
+  return __builtin_convertvector(h | sign, Half);
+}
+#endif
+
 // The first n numbers at p, zeros after; and back. n is a vector's lanes but at the end of a row:
 // AVX-512 has masks for that, without a branch; elsewhere the end goes through a copy.
 template <class D>
@@ -198,8 +236,9 @@ inline FRNN_INLINE typename Vector<State<D>>::type load_vector(const D* p, int n
   constexpr int lanes = Vector<A>::lanes;
 #if defined(__AVX512F__)
   if constexpr (sizeof(D) == 4) return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  if constexpr (sizeof(D) == 2)
+    return widened(D{}, (Half)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
 #endif
-  typename Vector<A>::type v;
   D padded[lanes];
   if (n < lanes) {
     std::memset(padded, 0, sizeof(padded));
@@ -207,14 +246,14 @@ inline FRNN_INLINE typename Vector<State<D>>::type load_vector(const D* p, int n
     p = padded;
   }
   if constexpr (sizeof(D) == sizeof(A)) {
+    typename Vector<A>::type v;
     std::memcpy(&v, p, sizeof(v));
+    return v;
   } else {
-    A wide[lanes];
-#pragma omp simd
-    for (int l = 0; l < lanes; ++l) wide[l] = load(p[l]);
-    std::memcpy(&v, wide, sizeof(v));
+    Half h;
+    std::memcpy(&h, p, sizeof(h));
+    return widened(D{}, h);
   }
-  return v;
 }
 
 template <class D>
@@ -223,32 +262,24 @@ inline FRNN_INLINE void store_vector(D* p, int n, typename Vector<State<D>>::typ
   constexpr int lanes = Vector<A>::lanes;
 #if defined(__AVX512F__)
   if constexpr (sizeof(D) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+  if constexpr (sizeof(D) == 2)
+    return _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)narrowed(D{}, v));
 #endif
-  D narrow[lanes];
   if constexpr (sizeof(D) == sizeof(A)) {
-    if (n == lanes) {
-      std::memcpy(p, &v, sizeof(v));
-      return;
-    }
-    std::memcpy(narrow, &v, sizeof(v));
+    std::memcpy(p, &v, n == lanes ? sizeof(v) : n * sizeof(D));
   } else {
-    A wide[lanes];
-    std::memcpy(wide, &v, sizeof(v));
-#pragma omp simd
-    for (int l = 0; l < lanes; ++l) store(narrow[l], wide[l]);
+    const Half h = narrowed(D{}, v);
+    std::memcpy(p, &h, n == lanes ? sizeof(h) : n * sizeof(D));
   }
-  std::memcpy(p, narrow, n * sizeof(D));
 }
 
 // x as it is after being stored in a tensor of D.
 template <class D, class A>
 inline FRNN_INLINE Lanes<A> rounded(const Lanes<A>& x) {
-  if constexpr (sizeof(D) == sizeof(A)) return x;
-  return map(x, [](auto v) FRNN_INLINE {
-    D d[Vector<A>::lanes];
-    store_vector(d, Vector<A>::lanes, v);
-    return load_vector(d, Vector<A>::lanes);
-  });
+  if constexpr (sizeof(D) == sizeof(A))
+    return x;
+  else
+    return map(x, [](auto v) FRNN_INLINE { return widened(D{}, narrowed(D{}, v)); });
 }
 
 }  // namespace FRNN_ISA
