@@ -50,7 +50,7 @@ build: $(INSTALLED)
 
 # Editable: the library lies beside the Python files, so what runs in this directory is what was built.
 $(INSTALLED): $(ENVIRONMENT) setup.py CMakeLists.txt $(shell find csrc -type f)
-	@echo "Building the native library (two minutes on two cores the first time) ..."
+	@echo "Building the native library (a few minutes on two cores the first time) ..."
 	@$(PIP) --no-build-isolation -e ".[test,dev]"
 	@test -t 1 || cat fusedrnn/_build.txt  # to a terminal the build has said it itself
 	@touch $@
