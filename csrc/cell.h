@@ -14,8 +14,7 @@
 //            h-preactivation (W_hh h + b_hh) of gate g. Where both are the same number (LSTM) no
 //            extra vector is kept.
 //   kNorms   what layer normalisation does: 0, the cell has none; 1, it normalises u; 2, also c on
-//   its
-//            way to h = o * output(c), o being saved[kOutputGate]
+//            its way to h = o * output(c), o being saved[kOutputGate]
 //   kSecond  how many of the LAST gates take a second recurrent product, of the cell's own operand
 //            instead of h: 0, or 1 in the reset-before GRU, whose candidate sees U (r * h).
 //
@@ -55,8 +54,8 @@ template <class T>
 struct PerUnit {
   T weight[3];  // the first Cell::weights(options)
   T drop;       // recurrent dropout: 0, or 1 / (1 - p)
-  T keep_h,
-      keep_c;  // zoneout: the share of the new h, and of the new inner state: 0 or 1, or 1 - p
+  // Zoneout: the share of the new h, and of the new inner state: 0 or 1, or 1 - p.
+  T keep_h, keep_c;
 };
 
 // Rows of weight_unit, vectors of saved and vectors of grads of a call. Layer normalisation adds

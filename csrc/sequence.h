@@ -2,15 +2,16 @@
 // with two directions is two of these, run by one call: their kernels may run side by side.
 //
 // Sizes: T steps, B batch rows, H hidden units, P the width of h as W_hh sees it (H, or the
-// projection's size), G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads. All
-// tensors are contiguous, but that rows of y and dy are y_row elements apart, since both directions
-// lie in one tensor. "data" is the tensors' dtype; "state" is float for 16-bit data, else data. h
-// of a step is its state 0 after the projection, if there is one; the other states are "inner".
+// projection's size), G = Cell::kGates, S = Cell::kStates; K vectors of saved, D of grads and V
+// rows of weight_unit: CallSizes (csrc/cell.h). All tensors are contiguous, but that rows of y and
+// dy are y_row elements apart, since both directions lie in one tensor. "data" is the tensors'
+// dtype; "state" is float for 16-bit data, else data. h of a step is its state 0 after the
+// projection, if there is one; the other states are "inner".
 //
 // lengths: row b takes part in steps t < lengths[b] only. Elsewhere it keeps its state, its y is
 // zero, and its gradients are zero. A reverse sequence starts each row at its own end.
 //
-// weight_unit: V = Cell::weights(options) weights of each unit's own. Where the options say that
+// weight_unit: weights of each unit's own. Where the options say that
 // units are independent, weight_hh is [G*H, 0]: there is no product.
 // With full peepholes it is [G*H, P + H]: what meets it is h, and then c.
 //

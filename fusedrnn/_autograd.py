@@ -58,9 +58,8 @@ class Sequence(torch.autograd.Function):
     def backward(ctx: object, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves that need one, by the backend's backward op."""
         needs = ctx.needs_input_grad[7:]
-        seed, lengths, mask, y, *rest = (
-            ctx.saved_tensors
-        )  # once: checkpointing unpacks no tensor twice
+        # Once: checkpointing unpacks no tensor twice.
+        seed, lengths, mask, y, *rest = ctx.saved_tensors
         kept, leaves = rest[:3], rest[3:]
         if ctx.recompute:
             with torch.no_grad():
