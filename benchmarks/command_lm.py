@@ -18,6 +18,7 @@ from .case import CaseError
 from .command_run import kept, several
 from .demo import Run as Training
 from .demo import UsageError, chosen_device, positive, train
+from .quiet import Others
 from .results import FOLDER, Run
 
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
@@ -183,7 +184,7 @@ def main(options: argparse.Namespace) -> int:
     print(f"{corpus.name}: {len(corpus.train):,} training tokens, V = {len(corpus.words):,}; "
           f"{steps:,} steps of {options.batch} x {options.bptt} for each of {len(rows)} rows; "
           f"{facts['threads']} threads", flush=True)  # fmt: skip
-    training, others = Training(corpus, rows, trainers, steps), environment.Others()
+    training, others = Training(corpus, rows, trainers, steps), Others()
     try:
         train(training, options.minutes)
     except KeyboardInterrupt:

@@ -29,8 +29,12 @@ from .case import (
 )
 from .peers import PEERS
 from .progress import Progress
+from .quiet import QUIET, Quiet
 from .results import FOLDER, Run
 from .suites import CPU_PEERS, GPU_PEERS, SUITES
+
+PATIENCE = 900.0
+"""Seconds of disturbed samples that are taken anew before a run gives up being recorded."""
 
 
 def several(text: str) -> list[str]:
@@ -172,7 +176,7 @@ def output(options: argparse.Namespace, run: Run) -> Path:
 def kept(run: Run, out: Path, record: bool) -> Path:
     """Where the file stays: what a busy machine gave is not recorded, but moved here."""
     share = run.environment["others"]
-    if share is None or share <= environment.QUIET:
+    if share is None or share <= QUIET:
         return out
     text = (
         f"\nOther processes took {share:.0%} of the processors' time, which can spoil all figures"
@@ -204,6 +208,7 @@ def main(options: argparse.Namespace) -> int:
         suite.twin if suite else True,
         base,
         suite.without if suite and not options.peer else {},
+        Quiet(PATIENCE if options.record else 0),
     )
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     run = Run(options.suite or "custom", created, options.typed, environment.describe(device))
@@ -211,7 +216,7 @@ def main(options: argparse.Namespace) -> int:
     run.rows = plan.rows()
     run.peaks = environment.peaks(device)
     heading(run)
-    interrupted, others = False, environment.Others()
+    interrupted = False
     try:
         runner.execute(plan, run, out, Progress(len(cases)))
     except KeyboardInterrupt:
@@ -219,7 +224,11 @@ def main(options: argparse.Namespace) -> int:
     finally:
         if base:
             base.close()
-    run.environment |= {"clock_at_end": environment.clock(), "others": others.share()}
+    run.environment |= {
+        "clock_at_end": environment.clock(),
+        "others": plan.quiet.share(),
+        "seconds_thrown_away": round(plan.quiet.lost),
+    }
     run.save(out)
     stays = kept(run, out, options.record)
     conclude(run, stays, interrupted)

@@ -73,38 +73,6 @@ def clock() -> dict[str, object]:
     }
 
 
-QUIET = 0.05
-"""The share of the processors' time that others may take while something is recorded. With one of
-two cores taken, what waits at a barrier took ten times as long, and what does not took three times:
-no ratio means anything then."""
-
-
-class Others:
-    """How much of the processors' time goes to other processes, from its creation on."""
-
-    def __init__(self) -> None:
-        self._start = self._seconds()
-
-    @staticmethod
-    def _seconds() -> tuple[float, float, float] | None:
-        """By the clock, of all processors at work, and of this process and its ended children."""
-        try:
-            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        except OSError:
-            return None
-        user, nice, system, _idle, _wait, irq, soft, steal = map(int, fields)
-        busy = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
-        return time.monotonic(), busy, sum(os.times()[:4])
-
-    def share(self) -> float | None:
-        """Of all that the processors could do since; None: the machine does not tell."""
-        now = self._seconds()
-        if now is None or self._start is None:
-            return None
-        clock, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
-        return round(max(0.0, (busy - own) / (clock * (os.cpu_count() or 1))), 3)
-
-
 def slug(device: str) -> str:
     """A folder's name for the machine: processor and cores, or the GPU."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{processor()} {cores()}c"

@@ -158,6 +158,9 @@ def facts(run: Run) -> str:
         else "",
         "clock": clocks,
         "others": f"{e['others']:.0%} of the processors' time" if e.get("others") else "",
+        "thrown away": f"{e['seconds_thrown_away']} s of samples that others disturbed"
+        if e.get("seconds_thrown_away")
+        else "",
         "command": run.command,
     }
     pairs = "".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in entries.items() if v)

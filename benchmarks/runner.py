@@ -15,6 +15,7 @@ from .contender import Built, Failure, build, classify
 from .peers import PEERS
 from .problems import Problem, problem
 from .progress import Progress
+from .quiet import Quiet
 from .results import Row, Run
 from .suites import BASELINES, GOALS, NONE
 from .timing import alternate
@@ -31,6 +32,7 @@ class Plan:
         twin: whether a second copy of ours takes part.
         base: another commit of ours, or None.
         without: who is not measured, by case.
+        quiet: which samples are kept.
     """
 
     cases: list[Case]
@@ -39,6 +41,7 @@ class Plan:
     twin: bool
     base: Base | None = None
     without: dict[Case, tuple[str, ...]] = field(default_factory=dict)
+    quiet: Quiet = field(default_factory=Quiet)
 
     def rows(self) -> list[Row]:
         """Every row to come, none of them measured."""
@@ -129,7 +132,9 @@ def take(timed: list[tuple[Row, Built]], plan: Plan) -> None:
             return sample
 
         try:
-            samples = alternate([guarded(*pair) for pair in timed], seconds=plan.seconds)
+            samples = alternate(
+                [guarded(*pair) for pair in timed], seconds=plan.seconds, quiet=plan.quiet
+            )
         except Exception:
             if not failed:
                 raise

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from .problems import Problem
+from .quiet import Quiet
 from .task import Task
 
 BLOCK = 2e-3  # seconds; perf_counter and the loop around a call cost less than 0.1% of it
@@ -117,6 +118,7 @@ def alternate(
     *,
     seconds: float,
     each: Callable[[], None] = lambda: None,
+    quiet: Quiet | None = None,
 ) -> list[list[float]]:
     """Take samples by turns until all medians are settled or the time is over.
 
@@ -124,19 +126,37 @@ def alternate(
         contenders: each takes one sample when called.
         seconds: for each contender; all have at least ``FEWEST`` samples whatever it takes.
         each: called after every round.
+        quiet: says whether what was sampled is kept; what is not is sampled anew at once.
     """
+    quiet = quiet or Quiet()
+    quiet.begin()
     samples: list[list[float]] = [[] for _ in contenders]
-    start, collect, order = time.perf_counter(), gc.isenabled(), random.Random(0)
+    taken: list[tuple[int, float]] = []  # of which it is not known whether they are kept
+    start, collect, order = time.perf_counter() - quiet.lost, gc.isenabled(), random.Random(0)
     gc.disable()
     try:
         for turn in range(MOST):
-            for index in order.sample(range(len(contenders)), len(contenders)):
-                samples[index].append(contenders[index]())
+            round_ = order.sample(range(len(contenders)), len(contenders))
+            while round_:
+                index = round_.pop(0)
+                taken.append((index, contenders[index]()))
+                keep = quiet.keep()
+                if keep is False:
+                    round_ = [i for i, _ in taken] + round_
+                elif keep:
+                    samples = _with(samples, taken)
+                if keep is not None:
+                    taken = []
             each()
-            late = time.perf_counter() - start > seconds * len(contenders)
-            if turn + 1 >= FEWEST and (late or all(map(settled, samples))):
+            late = time.perf_counter() - quiet.lost - start > seconds * len(contenders)
+            if turn + 1 >= FEWEST and (late or all(map(settled, _with(samples, taken)))):
                 break
     finally:
         if collect:
             gc.enable()
-    return samples
+    return _with(samples, taken)
+
+
+def _with(samples: list[list[float]], taken: list[tuple[int, float]]) -> list[list[float]]:
+    """The samples of each, with those that were taken since."""
+    return [have + [s for i, s in taken if i == k] for k, have in enumerate(samples)]

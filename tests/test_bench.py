@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import command_run, contender, results, table, timing, words
+from benchmarks import command_run, contender, quiet, results, table, timing, words
 from benchmarks.case import COUNTS, INPUTS, MODES, OPS, WORD_OPS, Case, CaseError, parse_shape
 from benchmarks.contender import Failure, build
 from benchmarks.peers import PEERS
@@ -292,6 +292,25 @@ def test_constant_samples_are_settled_at_once():
 def test_time_over_still_leaves_enough_samples():
     (samples,) = timing.alternate([lambda: 1.0], seconds=-1.0)
     assert len(samples) == timing.FEWEST
+
+
+def test_what_others_disturbed_is_sampled_anew(monkeypatch):
+    """Whatever the samples are: the clock and the others' share decide."""
+    monkeypatch.setattr(quiet.Quiet, "WINDOW", 0.0)
+    shares = itertools.chain([0.0, 0.5, 0.5], itertools.repeat(0.0))
+    monkeypatch.setattr(quiet.Others, "share", lambda self: next(shares))
+    watch, taken = quiet.Quiet(patience=60.0), itertools.count()
+    (samples,) = timing.alternate([lambda: float(next(taken))], seconds=-1.0, quiet=watch)
+    assert samples == [0.0, 3.0, 4.0, 5.0, 6.0]
+    assert watch.share() == 0.0 and watch.lost > 0
+
+
+def test_patience_ends(monkeypatch):
+    monkeypatch.setattr(quiet.Quiet, "WINDOW", 0.0)
+    monkeypatch.setattr(quiet.Others, "share", lambda self: 0.5)
+    watch, taken = quiet.Quiet(patience=1e-9), itertools.count()
+    (samples,) = timing.alternate([lambda: float(next(taken))], seconds=-1.0, quiet=watch)
+    assert samples == [1.0, 2.0, 3.0, 4.0, 5.0] and watch.share() == 0.5
 
 
 def test_quartiles_are_those_of_torch():

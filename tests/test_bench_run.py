@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fusedrnn
-from benchmarks import base, command_run, environment, results, runner, table, timing
+from benchmarks import base, command_run, environment, quiet, results, runner, table, timing
 from benchmarks.case import MODES, OPS, Case
 from benchmarks.cli import main
 from benchmarks.command_compare import percent
@@ -244,9 +244,9 @@ def test_a_busy_machine_is_not_recorded(share, stays, tmp_path, monkeypatch, cap
 
 def test_what_others_take_is_told(monkeypatch):
     seconds = iter([(100.0, 50.0, 7.0), (110.0, 64.0, 11.0)])  # clock, all processors, own
-    monkeypatch.setattr(environment.Others, "_seconds", lambda self: next(seconds))
+    monkeypatch.setattr(quiet.Others, "_seconds", lambda self: next(seconds))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert environment.Others().share() == 0.5  # 14 of 20, 4 of them ours
+    assert quiet.Others().share() == 0.5  # 14 of 20, 4 of them ours
 
 
 def test_a_commit_that_git_does_not_know(capsys):
