@@ -48,18 +48,21 @@ FRNN_HD uint32_t bits_below(double p) {
   return most >= 4294967295.0 ? 0xffffffffu : uint32_t(most);
 }
 
+// Dropout's factor of what is kept.
+template <class A>
+FRNN_HD A factor_of_kept(double p) {
+  return p < 1 ? A(1 / (1 - p)) : A(0);
+}
+
 // Dropout's factor: 0 with probability p, else 1 / (1 - p).
 template <class A>
 FRNN_HD A factor_of(uint64_t key, Stream stream, int64_t unit, double p) {
-  const bool kept = random_bits(key, stream, uint32_t(unit)) < bits_below(p);
-  return kept && p < 1 ? A(1 / (1 - p)) : A(0);
+  return random_bits(key, stream, uint32_t(unit)) < bits_below(p) ? factor_of_kept<A>(p) : A(0);
 }
 
-// That of a row's unit in all steps, by which h is multiplied where it meets W_hh.
-template <class A>
-FRNN_HD A sequence_factor(int64_t seed, int64_t b, int64_t unit, double p) {
-  return factor_of<A>(row_key(seed, -1, b), Stream::sequence, unit, p);
-}
+// The key of a row's numbers that hold for all its steps: by the factors of Stream::sequence h is
+// multiplied where it meets W_hh.
+FRNN_HD uint64_t sequence_key(int64_t seed, int64_t b) { return row_key(seed, -1, b); }
 
 }  // namespace FRNN_ISA
 }  // namespace fusedrnn

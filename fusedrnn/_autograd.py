@@ -5,6 +5,7 @@ reference: it repeats the call, which double backward would have to hold on to o
 """
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -168,8 +169,7 @@ def gradients(
         h = y[..., i * P : (i + 1) * P]
         met = _Met(h, h0[i], lengths, reset, i == 1, reset and reset.h)
         if record.variational and seed is not None:
-            factors = random.meeting(seed[i], *h0.shape[1:], record.variational, y.dtype)
-            met = met._replace(factors=factors)
+            met = met._replace(factors=random.meeting(seed[i], h0[i], record.variational, backend))
         new: list[Tensor | None] = [None] * len(need)
         if need.weight_ih:
             new[0] = dgx.t() @ x.flatten(0, 1)
@@ -183,7 +183,7 @@ def gradients(
         if need.weight_unit:
             own = _unit_weight_grads(record, grads[i], met, cells[i], c0[i])
             own += _norm_grads(record, grads[i], saved[i], cells[i])
-            new[5] = torch.stack(own).to(y.dtype)
+            new[5] = torch.cat(own).to(y.dtype)
         if need.weight_ch:
             rounded = met.of_inner(0, cells[i].to(y.dtype), c0[i])
             new[6] = _weight_grad(record, rows, rounded, saved[i])
@@ -273,12 +273,12 @@ def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
     (T, B, P), H, G = met.y.shape, saved.shape[3], len(cell.gates)
     out = met.y.new_empty(G * H, P)
     first, later = met.parts()
-    for gate, a, b in _runs(cell, cell.product_grad, H):
-        columns, rows = d[:, a:b], out[gate * H : gate * H + b - a]
+    for gate, a, b in _runs(cell, cell.product_grad):
+        columns, rows = d[:, a * H : b * H], out[gate * H : (gate + b - a) * H]
         if gate >= G - cell.second:
             torch.mm(columns.t(), saved[:, :, cell.operand].flatten(0, 1), out=rows)
         elif met.reverse:
-            torch.mm(_first_step(columns, T, B, met.lengths).t(), first, out=rows)
+            torch.mm(_first_step(columns.view(T, B, -1), met.lengths).t(), first, out=rows)
             rows.addmm_(columns[: T * B - B].t(), later)
         else:
             torch.mm(columns[:B].t(), first, out=rows)
@@ -292,39 +292,43 @@ def alive(lengths: Tensor, T: int) -> Tensor:
 
 
 def _unit_weight_grads(cell: Cell, d: Tensor, met: _Met, cells: Tensor, c0: Tensor) -> list[Tensor]:
-    """Of each unit's own weights ``[H]``: sums of a gate's gradient times a state's value.
+    """Of each unit's own weights ``[n, H]``: sums of a gate's gradient times a state's value.
 
-    ``d`` is [T, B, D, H], ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H].
+    ``d`` is [T, B, D, H], ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H]. Gates in a row that weigh
+    the same state are one product.
     """
-    T, B, _, H = d.shape
     wide, sums = reference.state_dtype(d.dtype), []
-    for weight in cell.weights:
-        rows, k = d[:, :, weight.gate].reshape(T * B, H).to(wide), weight.state - 1
-        if weight.after:
-            sums.append((rows * cells[:, k].reshape(T * B, H)).sum(0))
+    for (state, after), group in groupby(cell.weights, lambda w: (w.state, w.after)):
+        gates = [w.gate for w in group]
+        rows = d[:, :, gates[0] : gates[-1] + 1].to(wide)  # [T, B, n, H]
+        if after:
+            sums.append((rows * cells[:, state - 1].unsqueeze(2)).sum((0, 1)))
             continue
-        first, later = (met if k < 0 else met.of_inner(k, cells, c0)).parts()
+        first, later = (met if state == 0 else met.of_inner(state - 1, cells, c0)).parts()
         if met.reverse:
-            begin, rest = _first_step(rows, T, B, met.lengths), rows[: T * B - B]
+            begin, rest = _first_step(rows, met.lengths), rows[:-1]
         else:
-            begin, rest = rows[:B], rows[B:]
-        sums.append((begin * first).sum(0) + (rest * later).sum(0))
+            begin, rest = rows[0], rows[1:]
+        total = (begin * first.unsqueeze(1)).sum(0)
+        sums.append(total + (rest * later.view(*rest.shape[:2], 1, rest.shape[3])).sum((0, 1)))
     return sums
 
 
 def _norm_grads(cell: Cell, d: Tensor, saved: Tensor, cells: Tensor) -> list[Tensor]:
-    """Of layer normalisation's weights, in their order: ``[H]`` each. ``saved`` is [T, B, K, H]."""
+    """Of layer normalisation's weights, in their order: ``[n, H]``. ``saved`` is [T, B, K, H]."""
     if not cell.norms:
         return []
     G, H = len(cell.gates), d.shape[3]
     wide = reference.state_dtype(d.dtype)
-    v = saved[:, :, len(cell.saved) :].to(wide)
-    of_u = d[:, :, list(cell.h_grad)].to(wide) * layer_norm(v, (G, H))
-    grads = list(of_u.sum((0, 1)))
+    normal = layer_norm(saved[:, :, len(cell.saved) :].to(wide), (G, H))
+    sums = [
+        (d[:, :, first:last].to(wide) * normal[:, :, gate : gate + last - first]).sum((0, 1))
+        for gate, first, last in _runs(cell, cell.h_grad)
+    ]
     if cell.norms > G:
-        of_c = d[:, :, -1].to(wide)
-        grads += [(of_c * layer_norm(cells[:, 0], (H,))).sum((0, 1)), of_c.sum((0, 1))]
-    return grads
+        of_c, c = d[:, :, -1:].to(wide), layer_norm(cells[:, :1].transpose(1, 2), (H,))
+        sums += [(of_c * c).sum((0, 1)), of_c.sum((0, 1))]
+    return sums
 
 
 def _recurrent(weights: tuple[Weights, ...]) -> list[Tensor]:
@@ -339,27 +343,27 @@ def _bias_grads(cell: Cell, total: Tensor, need: Weights) -> list[Tensor | None]
     """Those of bias_ih and bias_hh; ``total`` ``[D*H]`` is the sum over all rows."""
     G, H = len(cell.gates), len(total) // cell.grads
     dx = total[: G * H] if need.bias_ih else None
-    runs = [total[a:b] for _, a, b in _runs(cell, cell.h_grad, H)]
+    runs = [total[a * H : b * H] for _, a, b in _runs(cell, cell.h_grad)]
     return [dx, torch.cat(runs) if need.bias_hh else None]
 
 
-def _runs(cell: Cell, vectors: tuple[int, ...], H: int) -> list[tuple[int, int, int]]:
-    """(gate, a, b): gates from that one on have their gradients in columns a..b: one product.
+def _runs(cell: Cell, vectors: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(gate, a, b): gates from that one on have their gradients in vectors a..b: one product.
 
     ``vectors`` says which vector of gradients is that of each gate.
     """
     runs: list[tuple[int, int, int]] = []
     for gate, index in enumerate(vectors):
-        if runs and gate != len(cell.gates) - cell.second and runs[-1][2] == index * H:
-            runs[-1] = (*runs[-1][:2], (index + 1) * H)
+        if runs and gate != len(cell.gates) - cell.second and runs[-1][2] == index:
+            runs[-1] = (*runs[-1][:2], index + 1)
         else:
-            runs.append((gate, index * H, (index + 1) * H))
+            runs.append((gate, index, index + 1))
     return runs
 
 
-def _first_step(d: Tensor, T: int, B: int, lengths: Tensor | None) -> Tensor:
-    """Of a reverse sequence ``[T*B, H]``, each row at the step where it begins: ``[B, H]``."""
+def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
+    """Of a reverse sequence ``[T, B, ...]``, each row at the step where it begins."""
     if lengths is None:
-        return d[len(d) - B :]
-    steps = (lengths - 1).clamp(0, T - 1)  # d of an empty row is zero everywhere
-    return d.index_select(0, steps * B + torch.arange(B, device=d.device))
+        return d[-1]
+    steps = (lengths - 1).clamp(0, len(d) - 1)  # d of an empty row is zero everywhere
+    return d[steps, torch.arange(d.shape[1], device=d.device)]

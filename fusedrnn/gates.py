@@ -28,7 +28,7 @@ class Recording:
     """
 
     def __init__(
-        self, what: tuple[str, ...], layers: tuple[int, ...], steps: slice | list[int]
+        self, what: tuple[str, ...], layers: tuple[int, ...], steps: slice | list[int] | None
     ) -> None:
         self.what, self._layers, self._steps = what, layers, steps
         self.calls: list[dict[str, Tensor]] = []
@@ -47,14 +47,12 @@ class Recording:
         if layer == 0:
             self._values = {name: [] for name in self.what}
         for d in range(directions) if layer in self._layers else ():
+            of = dict(zip(cell.saved, saved[d].unbind(2), strict=False))
+            of |= zip(cell.states[1:], cells[d].unbind(1), strict=True)
+            of["h"] = y.detach().chunk(directions, -1)[d]
             for name, kept in self._values.items():
-                if name == "h":
-                    value = y.detach().chunk(directions, -1)[d]
-                elif name in cell.states:
-                    value = cells[d][:, cell.states.index(name) - 1]
-                else:
-                    value = saved[d][:, :, cell.saved.index(name)]
-                kept.append(value[self._steps].to(y.dtype))
+                value = of[name] if self._steps is None else of[name][self._steps]
+                kept.append(value.to(y.dtype))
         if layer == max(self._layers):
             self.calls.append({name: torch.stack(v, 2) for name, v in self._values.items()})
 
@@ -104,7 +102,7 @@ def record(
         _check_layer(module, layer)
     if not wanted or not numbers:
         raise ValueError("what and layers must name something to record, got an empty sequence")
-    chosen = steps if isinstance(steps, slice) else slice(None) if steps is None else list(steps)
+    chosen = steps if steps is None or isinstance(steps, slice) else list(steps)
     recording = Recording(wanted, numbers, chosen)
     with _watched(module) as watch:
         watch.sinks.append(recording)

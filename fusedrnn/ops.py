@@ -188,4 +188,4 @@ def _normed_inputs(x: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, tup
         for w in weights
     ]
     rest = tuple(w._replace(weight_ih=None, bias_ih=None, weight_ln_ih=None) for w in weights)
-    return torch.stack(gx), rest
+    return torch.stack(gx) if len(gx) > 1 else gx[0].unsqueeze(0), rest

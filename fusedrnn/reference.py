@@ -107,7 +107,7 @@ def _direction(
 
     meeting = None
     if cell.variational and seed is not None:
-        meeting = random.meeting(seed, *h0.shape, cell.variational, wide)
+        meeting = random.meeting(seed, h0.to(wide), cell.variational)
 
     def recur(v: Tensor, first: int = 0, last: int = gates) -> tuple[Tensor, ...]:
         if cell.independent:

@@ -38,6 +38,16 @@ def test_neighbours_do_not_go_together():
         assert (one * other).mean().abs() < 5 / one.numel() ** 0.5
 
 
+@pytest.mark.skipif(fusedrnn._native.MISSING is not None, reason="no native library")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_the_library_draws_the_same_factors(p, dtype):
+    like = torch.empty(B, H + 1, dtype=dtype)
+    for seed in (0, 5, -(2**63), 2**63 - 1):
+        ours = random.meeting(torch.tensor(seed), like, p, "cpu")
+        assert torch.equal(ours, random.meeting(torch.tensor(seed), like, p))
+
+
 def layer(**options):
     cls = {"lstm": fusedrnn.LSTM, "gru": fusedrnn.GRU}[options.pop("cls", "lstm")]
     return cls(I, H, 2, bidirectional=True, zoneout=0.3, recurrent_dropout=0.2, **options)

@@ -15,9 +15,13 @@ constexpr int64_t kWorkPerThread = 32768;
 // A gate's own maths, in multiply-adds.
 constexpr int64_t kGateWork = 8;
 
+// Multiply-adds of one step, or what takes as long.
+inline int64_t work_of_step(const SequenceSizes& n, int gates) {
+  return n.B * n.H * gates * (n.options.independent ? kGateWork : n.P);
+}
+
 inline int workers(const SequenceSizes& n, int gates) {
-  const int64_t most =
-      n.B * n.H * (n.options.independent ? kGateWork : n.P) * gates / kWorkPerThread;
+  const int64_t most = work_of_step(n, gates) / kWorkPerThread;
   return int(most < 1 ? 1 : most < n.threads ? most : n.threads);
 }
 
@@ -58,7 +62,7 @@ const char* run(const Args* args, int directions, int gates) {
   }
   Pass second(args[1]);
   if (!second.allocated()) return kNoMemory;
-  if (n.threads > 1 && n.T * n.B * n.H * n.P * gates >= kWorkPerDirection) {
+  if (n.threads > 1 && n.T * work_of_step(n, gates) >= kWorkPerDirection) {
     side_by_side(first, second, threads > n.threads / 2 ? n.threads / 2 : threads);
   } else {
     alone(first, threads);

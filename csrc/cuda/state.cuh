@@ -57,7 +57,7 @@ __device__ inline PerUnit<Wide<Data>> own_values(const Args& p, int64_t t, int64
   for (int k = 0; k < 3; ++k) {
     if (k < Cell::weights(options)) own.weight[k] = or_zero<Data>(p.weight_unit, k * p.n.H + unit);
   }
-  if (!options.random()) return own;
+  if (!options.shares()) return own;
   own.keep_h = W(1 - options.zoneout_h), own.keep_c = W(1 - options.zoneout_c), own.drop = W(1);
   if (p.seed == nullptr) return own;
   const uint64_t key = row_key(*p.seed, t, b);
@@ -73,7 +73,7 @@ template <class W, class Args>
 __device__ inline W meeting(const Args& p, int64_t b, int64_t unit) {
   const double chance = p.n.options.variational;
   if (chance <= 0 || p.seed == nullptr) return W(1);
-  return sequence_factor<W>(*p.seed, b, unit, chance);
+  return factor_of<W>(sequence_key(*p.seed, b), Stream::sequence, unit, chance);
 }
 
 // Hands out the workspace in pieces; with a null base it only counts.

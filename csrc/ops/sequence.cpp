@@ -4,6 +4,7 @@
 
 #include "../cell_name.h"
 #include "../cells.h"
+#include "../cpu/factors.h"
 #include "common.h"
 
 namespace fusedrnn {
@@ -311,12 +312,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
   return {grads, dh0, dc0, dh, dreset_h, dreset_c};
 }
 
+Tensor sequence_factors_like(Tensor seed, Tensor like, double p) {
+  STD_TORCH_CHECK(like.dim() == 2, "fusedrnn: like must be [B, P], got ", show(like));
+  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
+                  "fusedrnn: seed must be one int64, got ", show(seed));
+  const int64_t B = like.size(0), P = like.size(1);
+  const int64_t number = *static_cast<const int64_t*>(seed.const_data_ptr());
+  const Tensor factors = allocate(like, {B, P});
+  const auto draw = [&](auto* to) { sequence_factors(number, B, P, p, to); };
+  void* to = factors.mutable_data_ptr();
+  switch (dtype_of(like)) {
+    case DType::f64:
+      draw(static_cast<double*>(to));
+      break;
+    case DType::f32:
+      draw(static_cast<float*>(to));
+      break;
+    case DType::bf16:
+      draw(static_cast<bf16*>(to));
+      break;
+    case DType::f16:
+      draw(static_cast<f16*>(to));
+      break;
+  }
+  return factors;
+}
+
 }  // namespace
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("sequence_forward.native", TORCH_BOX(&fusedrnn::sequence_forward));
   m.impl("sequence_backward.native", TORCH_BOX(&fusedrnn::sequence_backward));
+  m.impl("sequence_factors", TORCH_BOX(&fusedrnn::sequence_factors_like));
 }
 
 #ifdef FUSEDRNN_CUDA

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -118,23 +119,23 @@ class Cell:
         """The C++ struct's name: one kernel serves what differs in options."""
         return "rnn" if self.name.startswith("rnn_") else self.name.partition(":")[0]
 
-    @property
+    @cached_property
     def random(self) -> bool:
         """Whether a step in training draws random numbers."""
         return max(self.zoneout_h, self.zoneout_c, self.dropout, self.variational) > 0
 
-    @property
+    @cached_property
     def by_cluster(self) -> bool:
         """Whether the CUDA cluster kernel has this cell: no second product, two states at most."""
         special = self.random or self.weights or self.independent or self.full or self.norms
         return self.second == 0 and len(self.states) <= 2 and not special
 
-    @property
+    @cached_property
     def kept(self) -> int:
         """How many vectors forward leaves for backward: ``saved``, and what is normalised."""
         return len(self.saved) + (len(self.gates) if self.norms else 0)
 
-    @property
+    @cached_property
     def product_grad(self) -> tuple[int, ...]:
         """As ``h_grad``, but of ``W_hh h``: another vector where that is normalised."""
         if not self.norms:
@@ -142,7 +143,7 @@ class Cell:
         own = max(len(self.gates), max(self.h_grad) + 1)
         return tuple(range(own, own + len(self.gates)))
 
-    @property
+    @cached_property
     def grads(self) -> int:
         """How many gradient vectors backward leaves, per unit and step.
 
