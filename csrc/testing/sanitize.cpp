@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../cell_name.h"
 #include "../cells.h"
 #include "../cpu/softmax_plan.h"
 #include "../cpu/types.h"
@@ -86,10 +87,31 @@ constexpr Case kCases[] = {
     {5, 9, 67, 0, true, true, true, true}, {4, 16, 128, 32, false, true, true, true},
 };
 
+// Options that run code of their own, and a few together.
+constexpr const char* kOptions[] = {
+    "lstm:peephole=diagonal",
+    "lstm:peephole=full",
+    "lstm:peephole=full:zoneout_h=0.2:variational=0.3:dh_clip=0.5",
+    "lstm:layer_norm=True",
+    "lstm:layer_norm=True:zoneout_h=0.2:dropout=0.3:variational=0.3",
+    "lstm:zoneout_h=0.2:zoneout_c=0.3:dropout=0.4",
+    "lstm_coupled:peephole=diagonal:zoneout_h=0.2",
+    "lstm_coupled:layer_norm=True",
+    "gru:layer_norm=True",
+    "gru:zoneout_h=0.2:dropout=0.3:variational=0.4",
+    "gru_reset_before:zoneout_h=0.2:dropout=0.3",
+    "rnn_tanh:independent=True:residual=True:zoneout_h=0.2",
+    "rnn_relu:independent=True",
+    "slstm:zoneout_h=0.2:variational=0.3",
+};
+
 // All that one forward and backward leave behind.
 template <class Cell>
-std::vector<Array> run_sequence(const Case& c, DType type, int threads, bool save) {
-  constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
+std::vector<Array> run_sequence(const CellOptions& options, const Case& c, DType type, int threads,
+                                bool save) {
+  const CallSizes<Cell> sizes(options);
+  const int G = Cell::kGates, S = Cell::kStates, V = sizes.weights, K = sizes.saved;
+  const int D = sizes.grads;
   const int64_t T = c.T, B = c.B, H = c.H, P = c.P ? c.P : c.H, N = c.both ? 2 : 1;
   generator.seed(3);
   std::vector<int64_t> lengths;
@@ -110,11 +132,13 @@ std::vector<Array> run_sequence(const Case& c, DType type, int threads, bool sav
   const auto column = [&](const Array& t, int64_t d) {
     return static_cast<char*>(t.get()) + d * P * width(type);
   };
+  const int64_t seed = 7;
   SequenceForward f[2] = {};
   for (int64_t d = 0; d < N; ++d) {
     SequenceForward& a = f[d];
-    a.n = {T, B, H, P, type, d == 1, N * P, threads};
-    a.gx = random(T * B * G * H), a.weight_hh = random(G * H * P);
+    a.n = {T, B, H, P, type, d == 1, N * P, threads, options};
+    a.gx = random(T * B * G * H), a.weight_hh = random(G * H * a.n.depth());
+    a.weight_unit = V ? random(V * H) : nullptr, a.seed = &seed;
     a.bias_hh = c.bias ? random(G * H) : nullptr, a.weight_hr = c.P ? random(P * H) : nullptr;
     a.h0 = random(B * P), a.c0 = random((S - 1) * B * H);
     a.lengths = c.lengths ? lengths.data() : nullptr, a.reset = reset.get();
@@ -133,6 +157,7 @@ std::vector<Array> run_sequence(const Case& c, DType type, int threads, bool sav
     SequenceBackward& b = g[d];
     b.n = a.n, b.dy = column(dy, d), b.dhn = random(B * P), b.dcn = random((S - 1) * B * H);
     b.y = a.y, b.h0 = a.h0, b.c0 = a.c0, b.weight_hh = a.weight_hh, b.weight_hr = a.weight_hr;
+    b.weight_unit = a.weight_unit, b.seed = a.seed;
     b.lengths = a.lengths, b.reset = a.reset, b.reset_h = a.reset_h, b.reset_c = a.reset_c;
     b.saved = a.saved, b.cells = a.cells, b.grads = blank(gradients, type, T * B * D * H);
     b.dh0 = blank(gradients, type, B * P), b.dc0 = blank(gradients, type, (S - 1) * B * H);
@@ -150,21 +175,33 @@ std::vector<Array> run_sequence(const Case& c, DType type, int threads, bool sav
 }
 
 template <class Cell>
-void sequences() {
-  for (const Case& c : kCases)
+void sequences(const CellName& cell, const char* name) {
+  if (cell.kernel != Cell::kName) return;
+  const CellOptions& o = cell.options;
+  const bool whole_h = Cell::kSecond || o.independent || o.zoneout_h > 0 || o.variational > 0;
+  const int stride = name == cell.kernel ? 1 : 2;  // with options, every other size
+  for (size_t i = 0; i < std::size(kCases); i += stride)
     for (DType type : kTypes) {
-      if (c.P && Cell::kSecond) continue;  // such cells take no projection
-      const auto expected = run_sequence<Cell>(c, type, 1, true);
+      const Case& c = kCases[i];
+      if (c.P && whole_h) continue;  // such cells take no projection
+      const auto expected = run_sequence<Cell>(o, c, type, 1, true);
       for (int threads : {2, 3})
-        if (!(run_sequence<Cell>(c, type, threads, true) == expected))
-          complain(std::string(Cell::kName) + ": the bits depend on the threads");
+        if (!(run_sequence<Cell>(o, c, type, threads, true) == expected))
+          complain(std::string(name) + ": the bits depend on the threads");
       for (int threads : {1, 3}) {
-        const auto inferred = run_sequence<Cell>(c, type, threads, false);
-        for (size_t i = 0; i < inferred.size(); ++i)
-          if (!(inferred[i] == expected[i]))
-            complain(std::string(Cell::kName) + ": saving for backward changes bits");
+        const auto inferred = run_sequence<Cell>(o, c, type, threads, false);
+        for (size_t k = 0; k < inferred.size(); ++k)
+          if (!(inferred[k] == expected[k]))
+            complain(std::string(name) + ": saving for backward changes bits");
       }
     }
+}
+
+void sequences(const char* name) {
+  const CellName cell = read_cell(name);
+#define X(...) sequences<__VA_ARGS__>(cell, name);
+  FRNN_FOR_EACH_CELL(X)
+#undef X
 }
 
 // A tree of `words` leaves whose nodes have up to `arity` branches each; 2: binary nodes of one
@@ -295,9 +332,10 @@ void softmaxes() {
 }  // namespace
 
 int main() {
-#define X(...) sequences<__VA_ARGS__>();
+#define X(...) sequences(__VA_ARGS__::kName);
   FRNN_FOR_EACH_CELL(X)
 #undef X
+  for (const char* name : kOptions) sequences(name);
   std::printf("%d sequence kernel runs", runs);
 #ifndef FRNN_BF16_DOT  // such an instruction set has no softmax of its own
   runs = 0;
