@@ -252,8 +252,9 @@ class Build(build_ext):
         cmake, ninja = tool("cmake"), tool("ninja")
         # Beside build_temp, whose name has the Python's version: the objects serve every Python. An
         # editable install has a build_temp of its own each time and would compile all anew.
+        # With and without CUDA in one place: the CPU kernels, most of the work, are the same.
         base = ROOT / "build" if self.editable_mode else Path(self.build_temp).resolve().parent
-        tmp = base / f"{'cuda' if what.archs else 'cpu'}-{'ninja' if ninja else 'make'}"
+        tmp = base / ("ninja" if ninja else "make")
         tmp.mkdir(parents=True, exist_ok=True)
         testing = os.environ.get("FUSEDRNN_TESTING") == "1"
         options = {

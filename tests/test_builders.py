@@ -1,13 +1,13 @@
 """Builders of hierarchies from parents, paths, files and vectors; adaptive, balanced, the best."""
 
 import math
-import time
 
 import pytest
 import torch
 from trees import BROWN, brown_counts, fibonacci, zipf
 
 from fusedrnn import Hierarchy
+from fusedrnn._trees import Tree
 
 
 def codes(hierarchy):
@@ -282,8 +282,6 @@ def test_best_of_few_words_is_flat():
 def test_the_nodes_that_are_met():
     """The model's expected rows against what random targets meet."""
     from fusedrnn import _cost, softmax_reference
-    from fusedrnn._trees import Tree
-
     counts = zipf(3000)
     tree = Hierarchy.classes(counts)
     chances = counts.double() / counts.sum()
@@ -308,18 +306,53 @@ def test_bad_questions():
             Hierarchy.best([1, 2], 5, 5, kinds=kinds)
 
 
-def test_a_million_words():
-    n = 1_000_000
-    counts = (1e8 / torch.arange(1, n + 1)).long()
-    parents = torch.arange(2 * n - 1) // 2 + n  # a complete binary tree, from the leaves up
+def code_lengths(hierarchy):
+    """How many nodes each word passes, by strides that double: for trees of any size."""
+    tree = Tree(**hierarchy.tensors())
+    nodes = len(tree.node_rows) - 1
+    owner = torch.repeat_interleave(torch.arange(nodes), tree.node_branches.diff())
+    inner, up = tree.branch_node >= 0, torch.full((nodes + 1,), nodes)
+    up[tree.branch_node[inner]] = owner[inner]
+    count = (torch.arange(nodes + 1) < nodes).long()
+    while (up < nodes).any():
+        count, up = count + count[up], up[up]
+    of_rank = torch.empty(hierarchy.words, dtype=torch.int64)
+    of_rank[tree.branch_leaf[~inner]] = count[owner[~inner]]
+    return of_rank[tree.leaf_rank]
+
+
+MILLION = 1_000_000
+
+
+def zipf_of_a_million():
+    return (1e8 / torch.arange(1, MILLION + 1)).long()
+
+
+def test_a_million_words_in_classes():
+    counts = zipf_of_a_million()
+    tree = Hierarchy.classes(counts)
+    assert tree.words == MILLION and (code_lengths(tree) == 2).all()
+    rows = Tree(**tree.tensors()).node_rows
+    assert rows[-1] == MILLION + rows[1] and rows[1] == len(rows) - 2
+
+
+def test_a_million_words_by_huffman():
+    """Codes of an optimal length: between the entropy and one bit more; rare words longer."""
+    counts = zipf_of_a_million()
+    lengths, chances = code_lengths(Hierarchy.huffman(counts)), counts / counts.sum()
+    entropy = -(chances * chances.log2()).sum()
+    assert entropy <= (chances * lengths).sum() < entropy + 1
+    assert 2.0 ** -lengths.double() @ torch.ones(MILLION).double() == 1  # Kraft: no code wasted
+    assert (lengths[counts.argsort(stable=True)].diff() <= 0).all()
+
+
+def test_a_million_words_as_parents_and_paths():
+    """A complete binary tree from the leaves up; and the same number of words by 20 bits."""
+    parents = torch.arange(2 * MILLION - 1) // 2 + MILLION
     parents[-1] = -1
-    paths = [f"{word:020b}" for word in range(n)]
-    for name, build in {
-        "classes": lambda: Hierarchy.classes(counts),
-        "huffman": lambda: Hierarchy.huffman(counts),
-        "from_parents": lambda: Hierarchy.from_parents(parents),
-        "from_paths": lambda: Hierarchy.from_paths(paths),
-    }.items():
-        start = time.perf_counter()
-        assert build().words == n
-        print(f"{name}: {time.perf_counter() - start:.2f} s")
+    lengths = code_lengths(Hierarchy.from_parents(parents))
+    assert sorted(set(lengths.tolist())) == [19, 20]
+    assert 2.0 ** -lengths.double() @ torch.ones(MILLION).double() == 1
+    tree = Hierarchy.from_paths([f"{word:020b}" for word in range(MILLION)])
+    assert torch.equal(tree.leaf_rank, torch.arange(MILLION))  # bits in order are words in order
+    assert code_lengths(tree).max() == 20
