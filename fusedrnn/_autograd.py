@@ -44,7 +44,8 @@ class Sequence(torch.autograd.Function):
         op again in backward.
         """
         save = trace or not recompute
-        y, hn, cn, *kept = forward(cell, backend, seed, lengths, mask, leaves, save=save)
+        call = (cell, backend, seed, lengths, mask, leaves[:5], _weights(leaves))
+        y, hn, cn, *kept = forward(*call, save=save)
         kept_for = [None] * 3 if recompute else kept
         ctx.save_for_backward(seed, lengths, mask, y, *kept_for, *leaves)
         ctx.cell, ctx.backend, ctx.recompute = cell, backend, recompute
@@ -63,8 +64,9 @@ class Sequence(torch.autograd.Function):
         seed, lengths, mask, y, *rest = ctx.saved_tensors
         kept, leaves = rest[:3], rest[3:]
         if ctx.recompute:
+            call = (ctx.cell, ctx.backend, seed, lengths, mask, leaves[:5], _weights(leaves))
             with torch.no_grad():
-                kept = forward(ctx.cell, ctx.backend, seed, lengths, mask, leaves, save=True)[3:]
+                kept = forward(*call, save=True)[3:]
         call = (ctx.cell, ctx.backend, needs, *douts[:3], seed, lengths, mask, y, *kept, *leaves)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         grads = SequenceBackward.apply(*call) if again else gradients(*call)
@@ -152,9 +154,8 @@ def gradients(
     (x, h0, c0, *anew), weights = leaves[:5], _weights(leaves)
     resets = None if mask is None else Reset(mask, *anew)
     grads, dh0, dc0, dh, *danew = op("backward", backend)(
-        cell, dy, dhn, dcn, y, h0, c0, _recurrent(weights),
-        _present(w.weight_hr for w in weights), _present(w.weight_unit for w in weights), seed,
-        lengths, mask, *anew, saved, cells,
+        cell, dy, dhn, dcn, y, h0, c0, _recurrent(weights), _each(weights, "weight_hr"),
+        _each(weights, "weight_unit"), seed, lengths, mask, *anew, saved, cells,
     )  # fmt: skip
     record, (T, B, D, H) = CELLS[cell], grads.shape[1:]
     width, P = len(record.gates) * H, h0.shape[2]
@@ -199,8 +200,9 @@ def _weights(leaves: tuple) -> tuple[Weights, ...]:
     return tuple(Weights(*leaves[i : i + n]) for i in range(5, len(leaves), n))
 
 
-def _present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
+def _each(weights: tuple[Weights, ...], name: str) -> list[Tensor]:
+    """That weight of each direction; all have it or none."""
+    return [] if getattr(weights[0], name) is None else [getattr(w, name) for w in weights]
 
 
 def op(direction: str, backend: str) -> torch._ops.OpOverload:
@@ -215,20 +217,23 @@ def forward(
     seed: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
-    leaves: tuple[Tensor | None, ...],
+    states: tuple[Tensor | None, ...],
+    weights: tuple[Weights, ...],
     *,
     save: bool,
 ) -> tuple[Tensor, ...]:
-    """The input products of all steps, and the backend's forward op."""
-    (x, h0, c0, *anew), weights = leaves[:5], _weights(leaves)
+    """The input products of all steps, and the backend's forward op.
+
+    ``states`` are x, h0, c0 and the reset states.
+    """
+    x, h0, c0, *anew = states
     if weights[0].weight_ih is None:
         gx = list(x.unbind(0))
     else:
         gx = [linear(x, w.weight_ih, w.bias_ih) for w in weights]
     return op("forward", backend)(
-        cell, gx, _recurrent(weights), _present(w.bias_hh for w in weights),
-        _present(w.weight_hr for w in weights), _present(w.weight_unit for w in weights), seed,
-        h0, c0, lengths, mask, *anew, save,
+        cell, gx, _recurrent(weights), _each(weights, "bias_hh"), _each(weights, "weight_hr"),
+        _each(weights, "weight_unit"), seed, h0, c0, lengths, mask, *anew, save,
     )  # fmt: skip
 
 

@@ -63,20 +63,26 @@ class RecurrentCell(nn.Module):
         shape = (x.shape[0], self.hidden_size)
         if states is None:
             states = (x.new_zeros(shape),) * len(CELLS[self.cell].states)
-        for i, s in enumerate(states):
-            if s.dim() not in (1, 2):
-                raise ValueError(f"{name}: Expected hx[{i}] to be 1D or 2D, got {s.dim()}D instead")
-        states = tuple(s if s.dim() == 2 else s.unsqueeze(0) for s in states)
-        for i, s in enumerate(states):
-            if s.shape != shape:
-                raise RuntimeError(
-                    f"{name}: Expected hx[{i}] of shape {shape} (batch, hidden_size), "
-                    f"got {tuple(s.shape)}"
-                )
+        if any(s.shape != shape for s in states):
+            states = self._rows(states, shape)
         self._check_dtypes(x, states)
         weights = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         new = rnn.step(CELLS[self.cell], x, states, weights)
         return new if batched else tuple(s.flatten() for s in new)
+
+    def _rows(self, states: tuple[Tensor, ...], shape: tuple[int, int]) -> tuple[Tensor, ...]:
+        """States that are given without a batch, with one."""
+        name, rows = type(self).__name__, []
+        for i, s in enumerate(states):
+            if s.dim() not in (1, 2):
+                raise ValueError(f"{name}: Expected hx[{i}] to be 1D or 2D, got {s.dim()}D instead")
+            rows.append(s if s.dim() == 2 else s.unsqueeze(0))
+            if rows[i].shape != shape:
+                raise RuntimeError(
+                    f"{name}: Expected hx[{i}] of shape {shape} (batch, hidden_size), "
+                    f"got {tuple(rows[i].shape)}"
+                )
+        return tuple(rows)
 
     def _check_dtypes(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
         need = self.weight_ih.dtype

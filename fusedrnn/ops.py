@@ -165,13 +165,16 @@ def sequence(
     if backend == "reference":
         return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace, seed)
     mask, *anew = (None, None, None) if reset is None else reset
-    leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves):
+    states, leaves = (x, h0, c0, *anew), ()
+    if torch.is_grad_enabled():
+        leaves = (*states, *(t for w in weights for t in w))
+    if any(t is not None and t.requires_grad for t in leaves):
         outputs = _autograd.Sequence.apply(
             cell.name, backend, trace, recompute, seed, lengths, mask, *leaves
         )
     else:
-        outputs = _autograd.forward(cell.name, backend, seed, lengths, mask, leaves, save=trace)
+        call = (cell.name, backend, seed, lengths, mask, states, weights)
+        outputs = _autograd.forward(*call, save=trace)
     if not trace:
         return outputs[:3]
     if lengths is not None and backend != "cpu":  # GPU kernels go on writing the state

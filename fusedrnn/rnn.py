@@ -113,7 +113,8 @@ def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:
     x, states, _, (layer,) = _as_autocast_says(x, states, None, [(weights,)])
     h0, c0 = _of_layer(tuple(s.unsqueeze(0) for s in states), 0, 1)
     _, hn, cn = ops.sequence(cell, x.unsqueeze(0), layer, h0, c0)
-    return hn.squeeze(0), *cn.squeeze(0).unbind(0)
+    h = hn.squeeze(0)
+    return (h,) if len(states) == 1 else (h, *cn.squeeze(0).unbind(0))
 
 
 def _of_layer(states: States, number: int, directions: int) -> tuple[Tensor, Tensor]:
