@@ -282,6 +282,7 @@ def test_best_of_few_words_is_flat():
 def test_the_nodes_that_are_met():
     """The model's expected rows against what random targets meet."""
     from fusedrnn import _cost, softmax_reference
+
     counts = zipf(3000)
     tree = Hierarchy.classes(counts)
     chances = counts.double() / counts.sum()
@@ -339,11 +340,12 @@ def test_a_million_words_in_classes():
 def test_a_million_words_by_huffman():
     """Codes of an optimal length: between the entropy and one bit more; rare words longer."""
     counts = zipf_of_a_million()
-    lengths, chances = code_lengths(Hierarchy.huffman(counts)), counts / counts.sum()
+    lengths, chances = code_lengths(Hierarchy.huffman(counts)), counts.double() / counts.sum()
     entropy = -(chances * chances.log2()).sum()
     assert entropy <= (chances * lengths).sum() < entropy + 1
     assert 2.0 ** -lengths.double() @ torch.ones(MILLION).double() == 1  # Kraft: no code wasted
-    assert (lengths[counts.argsort(stable=True)].diff() <= 0).all()
+    order = (counts * 64 - lengths).argsort()  # words of one count may differ by a bit
+    assert (lengths[order].diff() <= 0).all()
 
 
 def test_a_million_words_as_parents_and_paths():
@@ -351,8 +353,10 @@ def test_a_million_words_as_parents_and_paths():
     parents = torch.arange(2 * MILLION - 1) // 2 + MILLION
     parents[-1] = -1
     lengths = code_lengths(Hierarchy.from_parents(parents))
-    assert sorted(set(lengths.tolist())) == [19, 20]
+    assert lengths.unique().tolist() == [19, 20]
     assert 2.0 ** -lengths.double() @ torch.ones(MILLION).double() == 1
     tree = Hierarchy.from_paths([f"{word:020b}" for word in range(MILLION)])
-    assert torch.equal(tree.leaf_rank, torch.arange(MILLION))  # bits in order are words in order
+    assert torch.equal(
+        tree.tensors()["leaf_rank"], torch.arange(MILLION)
+    )  # bits in order are words in order
     assert code_lengths(tree).max() == 20
