@@ -64,7 +64,7 @@ struct PerUnit {
 template <class Cell>
 struct CallSizes {
   int weights, saved, grads;
-  explicit CallSizes(const CellOptions& o)
+  FRNN_HD explicit CallSizes(const CellOptions& o)
       : weights(Cell::weights(o)), saved(Cell::kSaved), grads(Cell::kGrads) {
     if (!o.layer_norm || Cell::kNorms == 0) return;
     const bool inner = Cell::kNorms == 2;

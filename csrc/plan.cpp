@@ -11,11 +11,14 @@ namespace {
 // microseconds from one launch to the next, clocks of a tile's way from L2 through two barriers,
 // clocks of a cell's maths with its loads and stores.
 constexpr double kLaunchUs = 2.2, kTileClocks = 700, kEpilogueClocks = 1500;
+// Of a row's way through its moments, its cell and back to memory, for as many units as threads.
+constexpr double kRowClocks = 6000;
 
 // The kernels that csrc/cuda has.
 constexpr bool built(SequenceKernel kernel) { return kernel != SequenceKernel::grid; }
 
-// One launch of a step: `terms` products of [rows, depth] by [depth, units * gates].
+// One launch of a step: `terms` products of [rows, depth] by [depth, units * gates]. Without gates
+// it is one of whole rows.
 struct Launch {
   int gates, terms;
   int64_t units, depth;
@@ -24,15 +27,26 @@ struct Launch {
 // The launches of each step: csrc/cuda/sequence.cuh makes them.
 std::vector<Launch> launches_of_a_step(const PlanProblem& p) {
   const int first = p.gates - p.second;
+  const int64_t width = p.full ? p.P + p.H : p.P;
+  const Launch row = {0, 0, p.H, 0};  // forward_row, backward_row
   std::vector<Launch> launches;
   if (!p.backward) {
-    if (p.second > 0) launches.push_back({first, 1, p.H, p.P});            // forward_operand
-    launches.push_back({p.second > 0 ? p.second : p.gates, 1, p.H, p.P});  // forward_step
-    if (p.projection) launches.push_back({1, 1, p.P, p.H});                // forward_projection
+    if (p.second > 0) launches.push_back({first, 1, p.H, p.P});  // forward_operand
+    if (p.layer_norm) {
+      launches.push_back({1, 1, p.gates * p.H, p.P});  // forward_product
+      launches.push_back(row);
+    } else {
+      launches.push_back({p.second > 0 ? p.second : p.gates, 1, p.H, width});  // forward_step
+    }
+    if (p.projection) launches.push_back({1, 1, p.P, p.H});  // forward_projection
   } else {
-    if (p.projection) launches.push_back({1, first, p.P, p.H});  // backward_state
-    const bool dh = p.projection;
-    launches.push_back({1, dh ? 1 : first, p.H, dh ? p.P : p.H});   // backward_step
+    const bool dh = p.projection, apart = p.full || p.layer_norm;
+    const int terms = apart ? 0 : first;
+    if (apart) launches.push_back({1, 1, width, p.gates * p.H});   // backward_arrive
+    if (dh) launches.push_back({1, terms, p.P, p.H});              // backward_state
+    if (dh && p.layer_norm) launches.push_back({1, 1, p.H, p.P});  // backward_hidden
+    const Launch step = {1, dh ? 1 : terms, p.H, dh ? p.P : p.H};  // backward_step
+    launches.push_back(p.layer_norm ? row : step);
     if (p.second > 0) launches.push_back({1, p.second, p.H, p.H});  // backward_operand
   }
   return launches;
@@ -66,6 +80,12 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
   plan.ctas_per_sm = bound;
   const auto launches = launches_of_a_step(p);
   for (const Launch& l : launches) {
+    if (l.gates == 0) {
+      const double clocks = kRowClocks * ceil_div(l.units, Tile::kRowThreads);
+      const int64_t rows = ceil_div(p.directions * p.B, 2 * int64_t(d.sms));  // two CTAs an SM
+      plan.us_per_step += kLaunchUs + rows * clocks / (d.ghz * 1e3);
+      continue;
+    }
     const int depth = Tile::depth(l.gates, item);
     const int shared = Tile::shared(l.gates, item, !p.backward);
     const int64_t ctas = p.directions * Tile::ctas(p.B, l.units);  // side by side

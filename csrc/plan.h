@@ -44,7 +44,9 @@ struct PlanProblem {
   bool projection;
   bool backward;
   int directions;              // 1 or 2
-  bool stepwise_only = false;  // CellOptions::stepwise_only
+  bool stepwise_only = false;  // CellOptions: so called, ...
+  bool full = false;           // ... full peepholes, and ...
+  bool layer_norm = false;
 };
 
 enum class SequenceKernel : int { cluster, grid, stepwise };
@@ -52,7 +54,9 @@ const char* name_of(SequenceKernel);
 
 // Why the resident kernels do not take a problem with stepwise_only.
 constexpr const char* kStepwiseOnly =
-    "peepholes, independent units, zoneout and dropout within the cell are the stepwise kernel's";
+    "peepholes, layer normalisation, independent units, zoneout and dropout within the cell are "
+    "the "
+    "stepwise kernel's";
 
 // How one kernel would serve a problem.
 struct Plan {
@@ -90,6 +94,7 @@ inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4
 // for it and takes it from here.
 struct StepwiseTile {
   static constexpr int kThreads = 128, kRows = 32, kUnits = 16;
+  static constexpr int kRowThreads = 256;  // of a CTA that owns a whole row: layer normalisation
   // Deeper where there are few gates: with them the weights' tile is small, and what a CTA has on
   // its way from memory at once is what its speed depends on.
   static constexpr int depth(int gates, int item) {

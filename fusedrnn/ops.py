@@ -109,11 +109,7 @@ def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | N
     elif dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         reason = f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
     triton = triton_sequence.limit(cell, dtype, projection)
-    cuda = reason
-    if record.full or record.norms:
-        what = "layer normalisation" if record.norms else "the full peephole"
-        cuda = f"cell {cell!r} has {what}, which no CUDA kernel has yet"
-    return {"cpu": reason, "cuda": cuda, "triton": triton}
+    return {"cpu": reason, "cuda": reason, "triton": triton}
 
 
 def sequence(

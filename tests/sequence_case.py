@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from fusedrnn import reference
+from fusedrnn._autograd import _recurrent as recurrent
 from fusedrnn._call import Reset, Weights
 from fusedrnn.cells import CELLS, Cell, PerUnit
 
@@ -34,7 +35,7 @@ OWN = (
     "rnn_tanh:independent=True",
     "rnn_identity:residual=True:independent=True",
 )
-# What the kernels make anew around a cell, on the CPU alone.
+# What the kernels make anew around a cell; where a kernel has launches of its own for it.
 AROUND = (
     "lstm:peephole=full",
     "lstm_coupled:candidate=relu:peephole=full:zoneout_h=0.2:zoneout_c=0.1",
@@ -70,6 +71,7 @@ CLIPPED = (
     *(f"{name}:dh_clip=0.1" for name in ("lstm", "gru", "gru_reset_before", "rnn_tanh")),
 )
 KINDS = ("lstm", "lstm_coupled", "slstm", "gru", "gru_reset_before", "rnn_tanh")
+LAUNCHED = ("lstm:peephole=full", "lstm:layer_norm=True", "gru:layer_norm=True")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Result = dict[str, Tensor]
@@ -128,6 +130,23 @@ def cases(names: tuple[str, ...] = EVERY) -> list:
             *(PLAIN if name in KINDS else PLAIN[:3]),
             *(PROJECTED if name == "lstm" else ()),
         )
+    ]
+
+
+def around_cases() -> list:
+    """AROUND a cell: launches of several tiles, rows of more units than threads, projections."""
+    several = (PLAIN[1], PLAIN[7], Case(T=3, B=33, H=33, bias=False, reset="given"))
+    projected = (PROJECTED[0], PROJECTED[3])
+    of = {
+        "lstm:peephole=full": (*several, *projected),
+        "lstm:layer_norm=True": (*several, *projected),
+        "gru:layer_norm=True": several,
+        "lstm_coupled:layer_norm=True:dropout=0.1": (Case(T=2, B=1, H=261),),
+    }
+    return [
+        pytest.param(CELLS[name], case, id=f"{name}-{case}")
+        for name, those in of.items()
+        for case in those
     ]
 
 
@@ -190,12 +209,8 @@ def arguments(case: Case, tensors: Result) -> tuple:
 def native(case: Case, tensors: Result, seed: Tensor | None = None) -> list:
     """The forward op's own arguments after the cell, but for ``save``."""
     x, weights, h0, c0, lengths, reset = arguments(case, tensors)
-    lists = [
-        [t for t in kind if t is not None]
-        for kind in zip(
-            *((w.weight_hh, w.bias_hh, w.weight_hr, w.weight_unit) for w in weights), strict=True
-        )
-    ]
+    others = zip(*((w.bias_hh, w.weight_hr, w.weight_unit) for w in weights), strict=True)
+    lists = [recurrent(weights), *([t for t in kind if t is not None] for kind in others)]
     return [list(x), *lists, seed, h0, c0, lengths, *(reset or (None, None, None))]
 
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 from exactness import assert_close64
 from sequence_case import (
+    AROUND,
     CELLS,
     DTYPES,
     KINDS,
+    LAUNCHED,
     RANDOM,
     Case,
     arguments,
+    around_cases,
     cases,
     check,
     inputs,
@@ -35,7 +38,9 @@ host = pytest.importorskip(
     reason="not built: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace",
 )
 
-cells = pytest.mark.parametrize("cell", [CELLS[name] for name in KINDS], ids=KINDS)
+EACH = KINDS + LAUNCHED
+cells = pytest.mark.parametrize("cell", [CELLS[name] for name in EACH], ids=EACH)
+DRAWING = (*RANDOM, *(name for name in AROUND if CELLS[name].random))
 GUARD = (
     64  # elements around each tensor: NaN before the call; a change there is a write out of bounds
 )
@@ -108,7 +113,7 @@ class Host:
         (N, B, P), H = h0.shape, weight_hh[0].shape[0] // len(record.gates)
         made = {"y": ((T, B, N * P), dtype), "hn": (h0.shape, dtype), "cn": (c0.shape, dtype)}
         if save:
-            made["saved"] = ((N, T, B, len(record.saved), H), dtype)
+            made["saved"] = ((N, T, B, record.kept, H), dtype)
             made["cells"] = ((N, T, len(record.states) - 1, B, H), state_dtype(dtype))
         if save and weight_hr:
             made["hidden"] = ((N, T, B, H), dtype)
@@ -165,7 +170,7 @@ def on_host(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("cell", "case"), cases())
+@pytest.mark.parametrize(("cell", "case"), cases() + around_cases())
 def test_against_float64(on_host, cell, case, dtype):
     tensors = inputs(cell, case, dtype)
     theirs = run(plain, cell, case, tensors, dtype)
@@ -173,7 +178,7 @@ def test_against_float64(on_host, cell, case, dtype):
     check(run(sequence, cell, case, tensors, dtype), true, theirs, dtype, cell.name)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", DRAWING)
 @pytest.mark.parametrize("seed", [None, (7, -(2**62))])
 def test_cells_that_draw(on_host, name, seed):
     """The same numbers as the reference's, and without a seed the means."""
@@ -201,7 +206,7 @@ def test_resets(on_host, cell, directions, lengths, reset, everywhere):
 
         return call
 
-    for P in (None, 3) if cell.name in ("lstm", "rnn_tanh") else (None,):
+    for P in (None, 3) if cell.name in ("lstm", "rnn_tanh", *LAUNCHED[:2]) else (None,):
         case = Case(5, 4, 5, P=P, directions=directions, lengths=lengths, reset=reset)
         tensors = inputs(cell, case, torch.float64)
         found, true = (
@@ -216,7 +221,7 @@ def test_resets(on_host, cell, directions, lengths, reset, everywhere):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_both_directions_at_once_are_two_calls(cell, reset, dtype):
     """Bit for bit."""
-    for P in (None, 19) if cell.name == "lstm" else (None,):
+    for P in (None, 19) if cell.kernel == "lstm" else (None,):
         case = Case(3, 5, 35, P=P, directions=2, lengths=(1, 3, 2, 0, 3), reset=reset)
         tensors = inputs(cell, case, dtype)
         together, apart = (
@@ -229,7 +234,7 @@ def test_both_directions_at_once_are_two_calls(cell, reset, dtype):
 @cells
 def test_order_of_threads_and_ctas_does_not_matter(on_host, cell):
     """A missing barrier, or CTAs that read each other's results, would change bits."""
-    P = 19 if cell.name == "lstm" else None
+    P = 19 if cell.kernel == "lstm" else None
     case = Case(3, 33, 35, P, directions=2, lengths=(1, 3, 2) * 11, reset="given")
     tensors = inputs(cell, case, torch.float32)
     results = []
@@ -243,8 +248,10 @@ def test_order_of_threads_and_ctas_does_not_matter(on_host, cell):
 @cells
 @pytest.mark.parametrize("reset", [None, "given"])
 def test_gradcheck(on_host, cell, reset):
-    P = 2 if cell.name == "lstm" else None
+    P = 2 if cell.kernel == "lstm" else None
     case = Case(3, 2, 3, P, directions=2, lengths=(3, 2), reset=reset)
+    if cell.name in LAUNCHED:
+        case = Case(2, 1, 3, P, reset=reset)
     tensors = inputs(cell, case, torch.float64)
     names = [name for name, t in tensors.items() if t.numel()]
 
@@ -268,17 +275,35 @@ def test_absent_gradients_are_zero(cell, missing):
     assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("name", "P", "a_step"),
+    [
+        ("lstm", None, (1, 1)),
+        ("lstm", 3, (2, 2)),
+        ("lstm:peephole=full", None, (1, 2)),
+        ("lstm:peephole=full", 3, (2, 3)),
+        ("gru:layer_norm=True", None, (2, 2)),
+        ("lstm:layer_norm=True", 3, (3, 4)),
+    ],
+)
 @pytest.mark.parametrize("directions", [1, 2])
-def test_one_launch_a_step(directions):
+def test_launches_of_a_step(name, P, a_step, directions):
     """What the planner counts on, for both directions together."""
-    case = Case(5, 2, 4, directions=directions)
-    tensors, before = inputs(CELLS["lstm"], case, torch.float32), host.launches()
-    Host().forward("lstm", *native(case, tensors), False)
-    both = directions == 2
-    found = plan.plans("lstm", 5, 2, 4, bidirectional=both, device="h200")
-    (planned,) = (p for p in found if p.kernel == "stepwise")
-    # and one for the states on their way in, one on their way out
-    assert host.launches() - before == planned.launches + 2 == 5 + 2
+    case = Case(5, 2, 4, P, directions=directions)
+    tensors, before = inputs(CELLS[name], case, torch.float32), host.launches()
+    round_trip(Host(), CELLS[name], case, tensors)
+    planned = 0
+    for backward, launches in enumerate(a_step):
+        both = directions == 2
+        found = plan.plans(
+            name, 5, 2, 4, proj_size=P or 0, backward=bool(backward), bidirectional=both,
+            device="h200",
+        )  # fmt: skip
+        (one,) = (p for p in found if p.kernel == "stepwise")
+        assert one.launches == 5 * launches + backward  # the last one brings dh0
+        planned += one.launches
+    # and forward and backward one each for the states on their way in, one on their way out
+    assert host.launches() - before == planned + 4
 
 
 def test_sizes_that_no_kernel_takes():

@@ -4,6 +4,9 @@
 #include <utility>
 
 #include "launchers.h"
+#include "norm_backward.cuh"
+#include "norm_forward.cuh"
+#include "step_arrive.cuh"
 #include "step_backward.cuh"
 #include "step_forward.cuh"
 
@@ -22,6 +25,34 @@ const char* refusal(const SequenceSizes& n, bool projected) {
   do {                                            \
     if (const char* wrong = (call)) return wrong; \
   } while (false)
+
+// A step with layer normalisation.
+template <class Cell, class Data>
+const char* normed_step(const ForwardLayer<Data>& layer, int directions, cudaStream_t stream,
+                        int64_t step) {
+  if constexpr (Cell::kNorms > 0) {
+    const int64_t B = layer.p[0].n.B, units = Cell::kGates * layer.p[0].n.H;
+    FRNN_TRY(launch(forward_product<Data>, StepwiseTile::ctas(B, units), directions, kThreads,
+                    stream, layer, Cell::kGates));
+    return launch(forward_row<Cell, Data>, B, directions, kRowThreads, stream, layer, step);
+  }
+  return nullptr;
+}
+
+// And backward, after what arrives at h.
+template <class Cell, class Data>
+const char* normed_step(const BackwardLayer<Data>& layer, int directions, cudaStream_t stream,
+                        int64_t step) {
+  if constexpr (Cell::kNorms > 0) {
+    const SequenceBackward& p = layer.p[0];
+    if (p.weight_hr != nullptr) {
+      FRNN_TRY(launch(backward_hidden<Data>, StepwiseTile::ctas(p.n.B, p.n.H), directions, kThreads,
+                      stream, layer, step));
+    }
+    return launch(backward_row<Cell, Data>, p.n.B, directions, kRowThreads, stream, layer, step);
+  }
+  return nullptr;
+}
 
 // The directions with their states in the workspace.
 template <class Cell, class State, class Args>
@@ -54,7 +85,11 @@ const char* Stepwise<Cell, kType>::forward(const SequenceForward* p, int directi
   FRNN_TRY(launch_copy(forward_begin<Data>, layer, directions, stream));
   for (int64_t step = 0; step < n.T; ++step) {
     if constexpr (Cell::kSecond > 0) FRNN_TRY(run(forward_operand<Cell, Data>, over_h, step));
-    FRNN_TRY(run(forward_step<Cell, Data>, over_h, step));
+    if (normed<Cell>(n.options)) {
+      FRNN_TRY((normed_step<Cell, Data>(layer, directions, stream, step)));
+    } else {
+      FRNN_TRY(run(forward_step<Cell, Data>, over_h, step));
+    }
     if (projected) FRNN_TRY(run(forward_projection<Data>, over_p, step));
     for (auto& state : layer.state) std::swap(state.operand, state.next);
   }
@@ -81,12 +116,24 @@ const char* Stepwise<Cell, kType>::backward(const SequenceBackward* p, int direc
     return launch(kernel, ctas, directions, kThreads, stream, layer, step);
   };
 
+  const auto arrive = [&](int64_t step) -> const char* {
+    if (!arrives_apart<Cell>(n.options) || step + 1 == n.T) return nullptr;
+    return launch(backward_arrive<Data>, StepwiseTile::ctas(n.B, n.depth()), directions, kThreads,
+                  stream, layer, step, MetGates::of<Cell>(n.options));
+  };
+
   FRNN_TRY(launch_copy(backward_begin<Data>, layer, directions, stream));
   for (int64_t step = n.T - 1; step >= 0; --step) {
+    FRNN_TRY(arrive(step));
     if (projected) FRNN_TRY(run(backward_state<Cell, Data>, over_p, step));
+    if (normed<Cell>(n.options)) {
+      FRNN_TRY((normed_step<Cell, Data>(layer, directions, stream, step)));
+      continue;
+    }
     FRNN_TRY(run(backward_step<Cell, Data>, over_h, step));
     if constexpr (Cell::kSecond > 0) FRNN_TRY(run(backward_operand<Cell, Data>, over_h, step));
   }
+  FRNN_TRY(arrive(-1));
   FRNN_TRY(run(backward_state<Cell, Data>, over_p, -1));
   return launch_copy(backward_end<Data>, layer, directions, stream);
 }

@@ -1,28 +1,13 @@
-// Reductions over the threads of a CTA, in a fixed order, and the online log-sum-exp.
+// The online log-sum-exp over the threads of a CTA.
 #pragma once
 #include <cmath>
 
-#include "device.cuh"
+#include "reduce.cuh"
 
 namespace fusedrnn {
 namespace cuda {
 
 constexpr int kReduceThreads = 128;
-
-// Pairwise over all threads, for all threads.
-template <class W, class F>
-__device__ inline W reduced(W (&buffer)[kReduceThreads], W mine, F f) {
-  __syncthreads();
-  buffer[threadIdx.x] = mine;
-  for (int n = kReduceThreads / 2; n > 0; n /= 2) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < n) {
-      buffer[threadIdx.x] = f(buffer[threadIdx.x], buffer[threadIdx.x + n]);
-    }
-  }
-  __syncthreads();
-  return buffer[0];
-}
 
 // The largest of some numbers and the sum of exp(z - top), in one pass.
 template <class W>

@@ -9,6 +9,22 @@
 namespace fusedrnn {
 namespace cuda {
 
+// Options that change the launches of a step: of cells that have them, so that the kernels of
+// others stay as they are. peeps: the gates see c, which stands beside h in what meets W_hh.
+template <class Cell>
+FRNN_HD bool peeps(const CellOptions& options) {
+  return Cell::kStates == 2 && options.full;
+}
+template <class Cell>
+FRNN_HD bool normed(const CellOptions& options) {
+  return Cell::kNorms > 0 && options.layer_norm;
+}
+// Whether backward's product with W_hh is a launch of its own.
+template <class Cell>
+FRNN_HD bool arrives_apart(const CellOptions& options) {
+  return peeps<Cell>(options) || normed<Cell>(options);
+}
+
 // What a kernel gets, as its __grid_constant__ parameter: blockIdx.y says which direction is its
 // own.
 template <class Args, class State>

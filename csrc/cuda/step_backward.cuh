@@ -1,7 +1,8 @@
 // One step backward, from the last step of the sequence to its first:
 //   dh = dy[t] + (what the following step left) + sum over gates g of d_g(following step) W_hh[g]
 //   (d, ds) = cell's backward;   grads[t] = d
-// One launch. As in forward, a second product inside the cell or a projection takes one more each.
+// One launch. As in forward, a second product inside the cell or a projection takes one more each;
+// full peepholes and layer normalisation take one for the product with W_hh (step_arrive.cuh).
 //
 // What travels from step to step: the part of the states' gradients that does not pass through
 // W_hh, wide, in the workspace ("carry"), and d itself, which the next launch reads from grads. dhn
@@ -23,6 +24,10 @@ struct BackwardState {
   Wide<Data>* reset_h;      // [B, P]      what the reset state gets, or null: not wanted
   Wide<Data>* reset_inner;  // [S-1, B, H]
   int64_t inner_size;
+  // Layer normalisation: gradients of the cells' h before a projection, and of the normalised W_hh
+  // h.
+  Wide<Data>* hidden;  // [B, H]
+  Wide<Data>* normal;  // [B, G, H]
 
   template <class Cell>
   static BackwardState in(Pieces& pieces, const SequenceSizes& n) {
@@ -32,12 +37,23 @@ struct BackwardState {
     s.inner = pieces.take<Wide<Data>>(s.inner_size);
     s.reset_h = pieces.take<Wide<Data>>(n.B * n.P);
     s.reset_inner = pieces.take<Wide<Data>>(s.inner_size);
+    if (normed<Cell>(n.options)) {
+      s.hidden = pieces.take<Wide<Data>>(n.B * n.H);
+      s.normal = pieces.take<Wide<Data>>(n.B * Cell::kGates * n.H);
+    }
     return s;
   }
 };
 
 template <class Data>
 using BackwardLayer = Layer<SequenceBackward, BackwardState<Data>>;
+
+// The gradient v goes to the reset state; what is left for the step before.
+template <class W>
+__device__ inline W give_reset(W* sum, int64_t i, W v) {
+  if (sum != nullptr) sum[i] += v;
+  return W(0);
+}
 
 // dhn and dcn.
 template <class Data>
@@ -95,9 +111,10 @@ struct GateTerms {
   }
 };
 
-// How many gates of the step after `step` met h.
+// How many gates of the step after `step` met h, and have not been multiplied with W_hh yet.
 template <class Cell>
 __device__ inline int terms_after(const SequenceSizes& n, int64_t step) {
+  if (arrives_apart<Cell>(n.options)) return 0;
   return step + 1 < n.T && n.depth() ? Cell::kGates - Cell::kSecond : 0;
 }
 
@@ -107,9 +124,11 @@ struct Known {
   using W = Wide<Data>;
   W saved[Cell::kSaved], s[Cell::kStates], out[Cell::kStates];
 
-  __device__ Known(const SequenceBackward& p, int64_t step, int64_t b, int64_t unit) {
+  // width: the vectors that a row of saved has.
+  __device__ Known(const SequenceBackward& p, int64_t step, int64_t b, int64_t unit,
+                   int width = Cell::kSaved) {
     const int64_t B = p.n.B, H = p.n.H, t = time_of(p.n, step), before = time_of(p.n, step - 1);
-    const Data* from = static_cast<const Data*>(p.saved) + (t * B + b) * Cell::kSaved * H + unit;
+    const Data* from = static_cast<const Data*>(p.saved) + (t * B + b) * width * H + unit;
 #pragma unroll
     for (int k = 0; k < Cell::kSaved; ++k) saved[k] = widen(from[k * H]);
 
@@ -133,13 +152,6 @@ struct Known {
     }
   }
 };
-
-// The gradient v goes to the reset state; what is left for the step before.
-template <class W>
-__device__ inline W give_reset(W* sum, int64_t i, W v) {
-  if (sum != nullptr) sum[i] += v;
-  return W(0);
-}
 
 // The same for the inner states' carry, when all of it has come in.
 template <class Cell, class Data>

@@ -5,7 +5,8 @@
 //
 // States stay wide in the workspace, each element read and written by the one thread that owns it.
 // What meets W_hh is a copy in the data's type; it is double-buffered, because all CTAs read all of
-// it. A step leaves what the next one begins with: where a row is reset, the reset state.
+// it. With full peepholes c stands beside h there. A step leaves what the next one begins with:
+// where a row is reset, the reset state.
 #pragma once
 #include "product.cuh"
 #include "state.cuh"
@@ -18,11 +19,13 @@ struct ForwardState {
   Wide<Data>* h;      // [B, P]
   Wide<Data>* inner;  // [S-1, B, H]
   int64_t inner_size;
-  Data* operand;      // [B, P]     h as W_hh sees it, before the step ...
-  Data* next;         // [B, P]     ... and after it; they change places with every step
+  int64_t row;        // P, with full peepholes P + H
+  Data* operand;      // [B, row]   h (and c) as W_hh sees it, before the step ...
+  Data* next;         // [B, row]   ... and after it; they change places with every step
   Data* hidden;       // [B, H]     h before the projection
   Data* second;       // [B, H]     the cell's own operand ...
   Wide<Data>* early;  // [B, K, H]  ... and what the cell saved together with it
+  Wide<Data>* sums;   // [B, G, H]  W_hh h, where that is normalised
 
   template <class Cell>
   static ForwardState in(Pieces& pieces, const SequenceSizes& n) {
@@ -30,13 +33,15 @@ struct ForwardState {
     s.inner_size = (Cell::kStates - 1) * n.B * n.H;
     s.h = pieces.take<Wide<Data>>(n.B * n.P);
     s.inner = pieces.take<Wide<Data>>(s.inner_size);
-    s.operand = pieces.take<Data>(n.B * n.P);
-    s.next = pieces.take<Data>(n.B * n.P);
+    s.row = n.P + (peeps<Cell>(n.options) ? n.H : 0);
+    s.operand = pieces.take<Data>(n.B * s.row);
+    s.next = pieces.take<Data>(n.B * s.row);
     s.hidden = pieces.take<Data>(n.B * n.H);
     if (Cell::kSecond > 0) {
       s.second = pieces.take<Data>(n.B * n.H);
       s.early = pieces.take<Wide<Data>>(n.B * Cell::kSaved * n.H);
     }
+    if (normed<Cell>(n.options)) s.sums = pieces.take<Wide<Data>>(n.B * Cell::kGates * n.H);
     return s;
   }
 };
@@ -54,10 +59,12 @@ __global__ void __launch_bounds__(kCopyThreads)
   if (i < B * P) {
     const auto h = or_zero<Data>(is_reset(p, 0, i / P) ? p.reset_h : p.h0, i);
     state.h[i] = h;
-    round_to(state.operand[i], h * meeting<Wide<Data>>(p, i / P, i % P));
+    round_to(state.operand[i / P * state.row + i % P], h * meeting<Wide<Data>>(p, i / P, i % P));
   }
   if (i < state.inner_size) {
-    state.inner[i] = or_zero<Data>(is_reset(p, 0, i / H % B) ? p.reset_c : p.c0, i);
+    const auto c = or_zero<Data>(is_reset(p, 0, i / H % B) ? p.reset_c : p.c0, i);
+    state.inner[i] = c;
+    if (state.row > P) round_to(state.operand[i / H * state.row + P + i % H], c);
   }
 }
 
@@ -97,9 +104,38 @@ __device__ inline void leave_h(const SequenceForward& p, const ForwardState<Data
   const int64_t t = time_of(p.n, step), at = b * p.n.P + unit;
   const Wide<Data> next = is_reset(p, step + 1, b) ? or_zero<Data>(p.reset_h, at) : h;
   state.h[at] = next;
-  round_to(state.next[at], next * meeting<Wide<Data>>(p, b, unit));
+  round_to(state.next[b * state.row + unit], next * meeting<Wide<Data>>(p, b, unit));
   round_to(static_cast<Data*>(p.y)[(t * p.n.B + b) * p.n.y_row + unit],
            alive(p.lengths, b, t) ? h : Wide<Data>(0));
+}
+
+// The cell's h, which a projection may await.
+template <class Data>
+__device__ inline void leave_cell_h(const SequenceForward& p, const ForwardState<Data>& state,
+                                    int64_t step, int64_t b, int64_t unit, Wide<Data> h) {
+  if (p.weight_hr == nullptr) return leave_h(p, state, step, b, unit, h);
+  const int64_t t = time_of(p.n, step), size = p.n.B * p.n.H;
+  Data* hidden = p.hidden == nullptr ? state.hidden : static_cast<Data*>(p.hidden) + t * size;
+  round_to(hidden[b * p.n.H + unit], alive(p.lengths, b, t) ? h : Wide<Data>(0));
+}
+
+// The inner states of (b, unit) after a step: to the next step, and to backward.
+template <class Cell, class Data>
+__device__ inline void leave_inner(const SequenceForward& p, const ForwardState<Data>& state,
+                                   int64_t step, int64_t b, int64_t unit,
+                                   const Wide<Data> (&out)[Cell::kStates]) {
+  const int64_t B = p.n.B, H = p.n.H, per_step = (Cell::kStates - 1) * B * H;
+  const bool cut = is_reset(p, step + 1, b);
+#pragma unroll
+  for (int i = 1; i < Cell::kStates; ++i) {
+    const int64_t at = ((i - 1) * B + b) * H + unit;
+    const Wide<Data> next = cut ? or_zero<Data>(p.reset_c, at) : out[i];
+    state.inner[at] = next;
+    if (peeps<Cell>(p.n.options)) round_to(state.next[b * state.row + p.n.P + unit], next);
+    if (p.cells != nullptr) {
+      static_cast<Wide<Data>*>(p.cells)[time_of(p.n, step) * per_step + at] = out[i];
+    }
+  }
 }
 
 // Cells with a second product: the first gates, and the operand of the second product.
@@ -146,12 +182,12 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
   constexpr int kFirst = Cell::kGates - kMine;
   using Gates = Product<Data, kMine, Weights::rows>;
   auto& shared = shared_memory<typename Gates::Shared>();
-  const int64_t B = p.n.B, H = p.n.H;
+  const int64_t B = p.n.B, H = p.n.H, row = state.row;
   const Place at = place(B, H);
-  const Data* weight = static_cast<const Data*>(p.weight_hh) + kFirst * H * p.n.P;
+  const Data* weight = static_cast<const Data*>(p.weight_hh) + kFirst * H * row;
   const Data* h = Cell::kSecond > 0 ? state.second : state.operand;
   const auto term = [=](int) { return Term<Data>{h, weight}; };
-  Gates::run(shared, at, p.n.depth() ? 1 : 0, term, p.n.P, p.n.P, p.n.P);
+  Gates::run(shared, at, p.n.depth() ? 1 : 0, term, row, row, row);
 
   Gates::each(shared, at, [&](int64_t b, int64_t unit, const W(&sums)[kMine]) {
     W x[Cell::kGates], u[Cell::kGates] = {}, saved[Cell::kSaved] = {};
@@ -169,28 +205,16 @@ __global__ void __launch_bounds__(kThreads, kCtas<Data>)
       }
     }
     cell_forward<Cell>(p.n.options, own_values<Cell, Data>(p, t, b, unit), x, u, s, out, saved);
-    const bool live = alive(p.lengths, b, t), cut = is_reset(p, step + 1, b);
+    const bool live = alive(p.lengths, b, t);
 #pragma unroll
     for (int i = 0; i < Cell::kStates; ++i) out[i] = live ? out[i] : s[i];
-#pragma unroll
-    for (int i = 1; i < Cell::kStates; ++i) {
-      const int64_t at = ((i - 1) * B + b) * H + unit;
-      state.inner[at] = cut ? or_zero<Data>(p.reset_c, at) : out[i];
-      if (p.cells != nullptr) {
-        static_cast<W*>(p.cells)[t * (Cell::kStates - 1) * B * H + at] = out[i];
-      }
-    }
+    leave_inner<Cell>(p, state, step, b, unit, out);
     if (p.saved != nullptr) {
       Data* to = static_cast<Data*>(p.saved) + (t * B + b) * Cell::kSaved * H + unit;
 #pragma unroll
       for (int k = 0; k < Cell::kSaved; ++k) round_to(to[k * H], live ? saved[k] : W(0));
     }
-    if (p.weight_hr != nullptr) {
-      Data* hidden = p.hidden == nullptr ? state.hidden : static_cast<Data*>(p.hidden) + t * B * H;
-      round_to(hidden[b * H + unit], live ? out[0] : W(0));
-    } else {
-      leave_h(p, state, step, b, unit, out[0]);
-    }
+    leave_cell_h(p, state, step, b, unit, out[0]);
   });
 }
 

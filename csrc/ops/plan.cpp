@@ -86,6 +86,7 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
   const CellName name = read_cell(cell);
   const std::string& kernel = name.kernel;
   problem.stepwise_only = name.options.stepwise_only();
+  problem.full = name.options.full, problem.layer_norm = name.options.layer_norm;
 #define X(...)                             \
   if (kernel == __VA_ARGS__::kName) {      \
     problem.gates = __VA_ARGS__::kGates;   \

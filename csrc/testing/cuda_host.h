@@ -70,20 +70,23 @@ class Cta {
     body_ = &body;
     std::memset(shared_, 0xff, kShared);
     fibers_.resize(std::max<size_t>(fibers_.size(), threads));
-    for (int i = 0; i < threads; ++i) begin(fibers_[i]);
+    for (int i = 0; i < threads; ++i) fibers_[i].done = false;
     for (int done = 0; done < threads;) {
       for (int i : permutation(threads, random)) {
         running_ = &fibers_[i];
         threadIdx.x = i;
-        swapcontext(&scheduler_, &running_->context);
+        running_->begun ? hand_over(scheduler_, running_->at) : begin();
       }
       done = std::count_if(fibers_.begin(), fibers_.begin() + threads,
                            [](const Fiber& f) { return f.done; });
-      if (done != 0 && done != threads) return "only some threads of a CTA reach a barrier";
+      if (done != 0 && done != threads) {
+        fibers_.clear();  // they are in the middle of a CTA
+        return "only some threads of a CTA reach a barrier";
+      }
     }
     return nullptr;
   }
-  void barrier() { swapcontext(&running_->context, &scheduler_); }
+  void barrier() { hand_over(running_->at, scheduler_); }
   void* shared() { return shared_; }
 
   static std::vector<int64_t> permutation(int64_t n, std::mt19937_64& random) {
@@ -95,32 +98,40 @@ class Cta {
   }
 
  private:
+  // Where a fiber goes on. Not ucontext's, whose every switch asks the kernel for the signal mask.
+  using Point = void* [5];
   struct Fiber {
-    ucontext_t context;
     std::unique_ptr<char[]> stack{new char[kStack]};
-    bool done;
+    Point at;
+    bool begun = false, done;  // it has run; this CTA's thread is through
   };
 
-  void begin(Fiber& fiber) {
-    fiber.done = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &scheduler_;
-    makecontext(
-        &fiber.context,
-        [] {
-          (*only().body_)();
-          only().running_->done = true;
-        },
-        0);
+  [[gnu::noinline]] static void jump(Point& to) { __builtin_longjmp(to, 1); }
+  [[gnu::noinline]] static void hand_over(Point& from, Point& to) {
+    if (__builtin_setjmp(from) == 0) jump(to);
+  }
+  // A fiber outlives its thread: it is then a thread of the next CTA.
+  static void live() {
+    for (Cta& cta = only();; hand_over(cta.running_->at, cta.scheduler_)) {
+      (*cta.body_)();
+      cta.running_->done = true;
+    }
+  }
+  [[gnu::noinline]] void begin() {
+    running_->begun = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = running_->stack.get();
+    context.uc_stack.ss_size = kStack;
+    makecontext(&context, live, 0);
+    if (__builtin_setjmp(scheduler_) == 0) setcontext(&context);
   }
 
   const std::function<void()>* body_ = nullptr;
   alignas(16) char shared_[kShared];
   std::vector<Fiber> fibers_;
   Fiber* running_ = nullptr;
-  ucontext_t scheduler_;
+  Point scheduler_;
 };
 
 }  // namespace host
