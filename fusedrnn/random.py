@@ -45,12 +45,22 @@ def kept(seed: Tensor, t: int, B: int, H: int, stream: int, p: float) -> Tensor:
     units = torch.arange(H, device=seed.device)
     x = _lowbias32((units * 4 + stream) ^ (key & _WORD))
     bits = _lowbias32((x + _shift(key, 32)) & _WORD)
-    return bits < min(int((1 - p) * 2**32), _WORD)
+    return bits < below(p)
+
+
+def below(p: float) -> int:
+    """What a unit's 32 bits are below with probability 1 - p."""
+    return min(int((1 - p) * 2**32), _WORD)
+
+
+def scale(p: float) -> float:
+    """By what dropout multiplies that which is kept."""
+    return 1 / (1 - p) if p < 1 else 0.0
 
 
 def factor(kept: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-    """Dropout's factor: 0, or 1 / (1 - p) for what is kept."""
-    return kept.to(dtype) * (1 / (1 - p) if p < 1 else 0)
+    """Dropout's factor: 0, or ``scale`` for what is kept."""
+    return kept.to(dtype) * scale(p)
 
 
 def meeting(seed: Tensor, like: Tensor, p: float, backend: str = "reference") -> Tensor:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from sequence_case import AROUND, CLIPPED, EVERY, RANDOM
 
 from fusedrnn import _backend
-from fusedrnn.cells import CELLS
 from fusedrnn.triton import plan as planner
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +37,16 @@ def test_numbers_in_the_interpreter():
 
 
 @needs_triton
+def test_options_in_the_interpreter():
+    run_numbers("1", "triton_option_numbers.py")
+
+
+@needs_triton
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_numbers_on_the_gpu():
     run_numbers("0")
+    run_numbers("0", "triton_option_numbers.py")
 
 
 def test_import_leaves_triton_alone():
@@ -49,16 +55,22 @@ def test_import_leaves_triton_alone():
 
 
 def test_every_cell_is_served():
-    for cell in CELLS:
+    for cell in (*EVERY, *CLIPPED, *RANDOM, *AROUND):
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             assert planner.limit(cell, dtype, False) is None
     assert "float8" in planner.limit("lstm", torch.float8_e4m3fn, False)
-    assert "operand" in planner.limit("gru_reset_before", torch.float32, True)
+    for cell, what in (
+        ("gru_reset_before", "operand"),
+        ("lstm:zoneout_h=0.1", "changes h before a projection"),
+        ("lstm:variational=0.1", "changes h before a projection"),
+    ):
+        assert what in planner.limit(cell, torch.float32, True)
+    assert "zoneout of inner states" in planner.limit("slstm:zoneout_c=0.1", torch.float32, False)
 
 
 def test_plan_says_why():
-    def plan(H, dtype=torch.bfloat16, projection=False, shared=227 << 10):
-        shape = planner.Shape("lstm", dtype, 16, H, P=8 if projection else None)
+    def plan(H, dtype=torch.bfloat16, projection=False, shared=227 << 10, cell="lstm"):
+        shape = planner.Shape(cell, dtype, 16, H, P=8 if projection else None)
         return planner.plan(shape, shared)
 
     assert plan(128).whole and "stays on chip" in plan(128).reason
@@ -66,6 +78,19 @@ def test_plan_says_why():
     assert not plan(128, shared=99 << 10).whole and "would take" in plan(128, shared=0).reason
     assert not plan(64, projection=True).whole and plan(64, projection=True).reason
     assert [plan(H).units for H in (1, 16, 17, 100)] == [16, 16, 32, 128]
+    full, normed, alone = "lstm:peephole=full", "gru:layer_norm=True", "rnn_tanh:independent=True"
+    assert plan(64, cell=full).whole and "would take" in plan(128, cell=full).reason
+    assert not plan(16, cell=normed).whole and "normalisation" in plan(16, cell=normed).reason
+    assert plan(5000, cell=alone).whole and "no product" in plan(5000, cell=alone).reason
+
+
+def test_tiles_of_whole_rows():
+    """All units of a row, and at most 4 numbers of a tile to a thread, while there are threads."""
+    for dtype, numbers in ((torch.bfloat16, 4), (torch.float64, 2)):
+        for H in (1, 16, 17, 300, 2000):
+            tiles = planner.rows(dtype, H)
+            assert H <= tiles.units < 2 * max(H, 16) and tiles.rows * tiles.units >= 512
+            assert tiles.rows * tiles.units <= 32 * tiles.warps * numbers
 
 
 def test_products_follow_torchs_switch():

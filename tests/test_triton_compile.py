@@ -1,7 +1,8 @@
 """Every Triton kernel compiles for GPUs that need not be there, within their limits.
 
 Checked here: for sm_90 every kind of cell in bfloat16, both kinds of kernel, LSTM in the other
-types, with a projection and in tf32, and output layers; some of that for sm_80 and sm_100.
+types, with a projection and in tf32, and output layers; some of that for sm_80 and sm_100, and on
+each of the three options that change the kernels.
 ``FUSEDRNN_TEST_ALL=1`` takes all cells in all types for sm_80, sm_89, sm_90, sm_100 and sm_120
 (minutes). What compiles is what the host code launches (tests/triton_compile.py); whether it
 computes the right thing is for test_triton.py and test_triton_softmax.py.
@@ -27,25 +28,38 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 # backward with lengths and given reset states.
 STACK = 64
 
+# Options in company: what they cost adds up.
+DRAWING = "lstm:peephole=diagonal:zoneout_h=0.1:dropout=0.1:variational=0.1"
+FULL = "lstm:peephole=full:zoneout_h=0.1:zoneout_c=0.1:dropout=0.1"
+NORMED = "lstm:peephole=diagonal:layer_norm=True:dropout=0.1"
+ALONE = "rnn_tanh:residual=True:independent=True:zoneout_h=0.1:dropout=0.1"
+
 if os.environ.get("FUSEDRNN_TEST_ALL") == "1":
     ALL = [
-        f"{cell}:{dtype}:{kernel}"
+        f"{cell}/{dtype}/{kernel}"
         for cell in CELLS
         for dtype in DTYPES
         for kernel in ("whole", "step")
     ]
-    ALL += [f"{cell}:{dtype}:projected" for cell in ("lstm", "rnn_tanh") for dtype in DTYPES]
-    ALL += [f"{cell}:float32:{kernel}:tf32" for cell in CELLS for kernel in ("whole", "step")]
-    ALL += [f"softmax:{dtype}:{kernel}" for dtype in DTYPES for kernel in ("loss", "smoothed")]
+    ALL += [f"{cell}/{dtype}/projected" for cell in ("lstm", "rnn_tanh") for dtype in DTYPES]
+    ALL += [f"{cell}/float32/{kernel}/tf32" for cell in CELLS for kernel in ("whole", "step")]
+    ALL += [f"{cell}/{dtype}/step" for cell in (DRAWING, FULL, NORMED) for dtype in DTYPES]
+    ALL += [f"{cell}/{dtype}/whole" for cell in (DRAWING, FULL, ALONE) for dtype in DTYPES]
+    ALL += [f"{NORMED}/{dtype}/projected" for dtype in DTYPES]
+    ALL += [f"softmax/{dtype}/{kernel}" for dtype in DTYPES for kernel in ("loss", "smoothed")]
     PROBLEMS = {arch: ALL for arch in (80, 89, 90, 100, 120)}
 else:
-    SOME = ["lstm:float32:whole", "lstm:float64:step", "lstm:float16:projected"]
-    SOME += ["softmax:bfloat16:smoothed"]
-    MORE = ["lstm:float64:whole", "lstm:float32:step", "lstm:float32:whole:tf32"]
-    MORE += ["softmax:float64:loss", "softmax:float32:loss"]
-    MORE += ["mgu:bfloat16:whole", "mgu:float32:step"]  # the page's cell of a user's
-    MORE += [f"{cell}:bfloat16:{kernel}" for cell in KINDS for kernel in ("whole", "step")]
-    PROBLEMS = {80: SOME, 90: SOME + MORE, 100: SOME}
+    SOME = ["lstm/float32/whole", "lstm/float64/step", "lstm/float16/projected"]
+    SOME += ["softmax/bfloat16/smoothed"]
+    MORE = ["lstm/float64/whole", "lstm/float32/step", "lstm/float32/whole/tf32"]
+    MORE += ["softmax/float64/loss", "softmax/float32/loss"]
+    MORE += ["mgu/bfloat16/whole", "mgu/float32/step"]  # the page's cell of a user's
+    MORE += [f"{cell}/bfloat16/{kernel}" for cell in KINDS for kernel in ("whole", "step")]
+    PROBLEMS = {
+        80: [*SOME, f"{NORMED}/float32/step"],
+        90: [*SOME, *MORE, f"{DRAWING}/bfloat16/whole"],
+        100: [*SOME, f"{FULL}/bfloat16/step"],
+    }
 
 
 @pytest.mark.parametrize("arch", PROBLEMS)
@@ -72,15 +86,19 @@ def test_compiles(arch):
 
 def expected(problem):
     """The kernels that a forward and a backward call of a problem launch."""
-    cell, _, kernel, *_ = problem.split(":")
+    cell, _, kernel, *_ = problem.split("/")
     if cell == "softmax":
         names = ("walk", "logits", "paths", "input_grad", "weight_grad")
         return {f"softmax_{name}" for name in names}
     if kernel == "whole":
         return {"whole_forward", "whole_backward"}
     names = {"forward_step", "backward_step", "backward_h"}
+    options = CELLS[cell] if cell in CELLS else None  # users' are registered over there
+    if options and options.norms:
+        names = {"recur_step", "normed_forward_step", "normed_backward_step", "backward_h"}
+        names |= {"unproject_step"} if kernel == "projected" else set()
     if kernel == "projected":
         names |= {"project_step"}
-    if cell in CELLS and CELLS[cell].second:
+    if options and options.second:
         names |= {"operand_step", "backward_operand_step"}
     return names

@@ -1,13 +1,14 @@
 """Compiles the Triton kernels of given problems for a GPU that need not be there.
 
-Usage: ``python tests/triton_compile.py ARCH CELL:DTYPE:KERNEL[:PRECISION] ...``; an output layer is
-``softmax:DTYPE:loss`` or ``softmax:DTYPE:smoothed``; cells of user_cells.py are there too. Runs the
+Usage: ``python tests/triton_compile.py ARCH CELL/DTYPE/KERNEL[/PRECISION] ...``; an output layer is
+``softmax/DTYPE/loss`` or ``softmax/DTYPE/smoothed``; cells of user_cells.py are there too. Runs the
 real host code of fusedrnn.triton over a driver that compiles each launch and does not run it;
 prints what each kernel takes, one JSON line a kernel. A process of its own, since TRITON_INTERPRET
 must be unset and a driver is for a whole process.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -61,7 +62,10 @@ def largest_whole(cell, dtype, shared):
 
 
 def call(name, dtype, kernel, shared):
-    """Forward and backward with one direction, and with all options; values do not matter."""
+    """Forward and backward with one direction, and with all arguments; values do not matter.
+
+    Cells with options have one direction, but with FUSEDRNN_TEST_ALL=1.
+    """
     cell, T, B = CELLS[name], 2, 20
     H = largest_whole(cell, dtype, shared) if kernel == "whole" else 300
     P = 40 if kernel == "projected" else H
@@ -70,18 +74,24 @@ def call(name, dtype, kernel, shared):
     def zeros(*size):
         return torch.zeros(size, dtype=dtype)
 
+    weight_hh, bias_hh = [zeros(G * H, cell.depth(P, H))], [zeros(G * H)]
+    weight_hr = [zeros(P, H)] if kernel == "projected" else []
+    own = [zeros(cell.rows_of_units, H)] if cell.rows_of_units else []
     lengths, mask = torch.zeros(B, dtype=torch.int64), torch.zeros(T, B, dtype=torch.bool)
-    for N in (1, 2):
-        gx, weight_hh, bias_hh = [zeros(T, B, G * H)], [zeros(G * H, P)], [zeros(G * H)]
-        weight_hr = [zeros(P, H)] if kernel == "projected" else []
+    thin = "=" in name and os.environ.get("FUSEDRNN_TEST_ALL") != "1"
+    for N in (1,) if thin else (1, 2):
+        seed = torch.zeros(N, dtype=torch.int64)
+        gx = [zeros(T, B, G * H)]
         h0, c0 = zeros(N, B, P), zeros(N, S - 1, B, H)
         spans = (None, None, None, None) if N == 1 else (lengths, mask, h0, c0)
         y, hn, cn, saved, cells, _ = sequence.sequence_forward(
-            name, gx * N, weight_hh * N, bias_hh * N, weight_hr * N, [], None, h0, c0, *spans, True
-        )
+            name, gx * N, weight_hh * N, bias_hh * N, weight_hr * N, own * N, seed, h0, c0, *spans,
+            True,
+        )  # fmt: skip
         sequence.sequence_backward(
-            name, y, hn, cn, y, h0, c0, weight_hh * N, weight_hr * N, [], None, *spans, saved, cells
-        )
+            name, y, hn, cn, y, h0, c0, weight_hh * N, weight_hr * N, own * N, seed, *spans, saved,
+            cells,
+        )  # fmt: skip
 
 
 def call_softmax(dtype, kernel):
@@ -112,7 +122,7 @@ def main():
     JITFunction.run = compile_only
     planner.shared_memory = lambda device: shared
     for problem in problems:
-        cell, dtype, kernel, *precision = problem.split(":")
+        cell, dtype, kernel, *precision = problem.split("/")
         if precision:
             planner.precision = lambda dtype, device, asked=precision[0]: asked
         compiled.clear()

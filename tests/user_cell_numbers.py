@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import user_cells
+from exactness import assert_close64
 from sequence_case import Case
 from triton_numbers import check, force, one_thread, round_to_nearest  # noqa: F401
+from triton_option_numbers import both
 
 pytestmark = pytest.mark.usefixtures("one_thread", "round_to_nearest")
 ALL = Case(4, 3, 7, directions=2, lengths=(1, 4, 0), reset="given")
@@ -30,6 +32,13 @@ def test_values_and_gradients(force, kernel, name, dtype):  # noqa: F811
 def test_in_16_bits(force, kernel):  # noqa: F811
     force(kernel)
     check("mgu", Case(3, 3, 16), torch.bfloat16)
+
+
+@pytest.mark.parametrize("kernel", ("whole", "step"))
+def test_zoneout(force, kernel):  # noqa: F811
+    """Of padding too, where the maths of "user_everything" make NaN."""
+    force(kernel)
+    assert_close64(*both("user_everything:zoneout_h=0.4", ALL, torch.float64), kernel)
 
 
 def test_clipped_and_projected(force):  # noqa: F811

@@ -15,18 +15,20 @@ class TritonCell:
     """Triton twins of the functions in csrc/cell.h, decorated with ``fusedrnn.triton.lazy.jit``.
 
     They take and return tuples where C++ has arrays; each entry is a ``[rows, units]`` tile, in
-    float32 or float64. A plain number may stand for a constant tile::
+    float32 or float64. A plain number may stand for a constant tile. ``own`` is (weights, drop,
+    keep_c, norm): what PerUnit of csrc/cell.h has, and what normalises c on its way to h, each None
+    where a call has none. Twins of cells registered at run time do not take it::
 
-        forward(x, u, s) -> (out, saved)
-        backward(saved, s, out, dout) -> (d, ds)
+        forward(x, u, s, own) -> (out, saved)
+        backward(saved, s, out, dout, own) -> (d, ds)
 
     With a second product ``operand`` runs before it and ``forward`` after it; likewise in backward.
     Of ``u`` only the gates of the product at hand may be used; ``saved[Cell.operand]`` is what
     enters the second one::
 
         operand(x, u, s) -> saved
-        forward(x, u, s, saved) -> (out, saved)
-        backward(saved, s, out, dout) -> (d, ds)
+        forward(x, u, s, saved, own) -> (out, saved)
+        backward(saved, s, out, dout, own) -> (d, ds)
         backward_operand(saved, s, dp, d, ds) -> (d, ds)
     """
 
@@ -129,6 +131,15 @@ class Cell:
         """Whether the CUDA cluster kernel has this cell: no second product, two states at most."""
         special = self.random or self.weights or self.independent or self.full or self.norms
         return self.second == 0 and len(self.states) <= 2 and not special
+
+    @cached_property
+    def rows_of_units(self) -> int:
+        """Rows of ``weight_unit``."""
+        return len(self.weights) + self.norms
+
+    def depth(self, P: int, H: int) -> int:
+        """How many numbers of a row meet ``weight_hh``, where h is P wide."""
+        return 0 if self.independent else P + H if self.full else P
 
     @cached_property
     def kept(self) -> int:

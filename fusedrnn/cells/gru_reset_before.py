@@ -10,7 +10,7 @@ from ._nonlinear import NONLINEARITIES
 def cell(name: str, candidate: str = "tanh") -> Cell:
     """The cell with ``candidate`` as the nonlinearity of n."""
     act = NONLINEARITIES[candidate]
-    g, slope = candidate, f"{candidate}_slope"
+    g, slope, dropped = candidate, f"{candidate}_slope", "dropped"
 
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
@@ -30,15 +30,16 @@ def cell(name: str, candidate: str = "tanh") -> Cell:
         return r, z, 0.0, r * s[0]
 
     @jit
-    def forward(x, u, s, saved):
+    def forward(x, u, s, saved, own):
         r, z, _, p = saved
         n = g(x[2] + u[2])
-        return ((1 - z) * n + z * s[0],), (r, z, n, p)
+        return ((1 - z) * dropped(n, own) + z * s[0],), (r, z, n, p)
 
     @jit
-    def backward(saved, s, out, dout):
+    def backward(saved, s, out, dout, own):
         z, n = saved[1], saved[2]
-        dz, dn = dout[0] * (s[0] - n) * z * (1 - z), dout[0] * (1 - z) * slope(n)
+        dz = dout[0] * (s[0] - dropped(n, own)) * z * (1 - z)
+        dn = dropped(dout[0] * (1 - z) * slope(n), own)
         return (0.0, dz, dn), (dout[0] * z,)
 
     @jit

@@ -26,6 +26,8 @@ def cell(
     y_act, y_slope = output, f"{output}_slope"
     diagonal, full = peephole == "diagonal", peephole == "full"
     within, within_slope, limit = "bounded", "bounded_slope", clip
+    peeped, dropped, blended = "peeped", "dropped", "blended"
+    normed, unnormed, of_normed = "normed", "unnormed", "of_normed"
 
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
@@ -40,20 +42,32 @@ def cell(
         return (o * out_act(own.normed(c)), c), (f, g, o)
 
     @jit
-    def forward(x, u, s):
-        f, o = sigmoid(x[0] + u[0]), sigmoid(x[2] + u[2])
+    def forward(x, u, s, own):
+        f, o = sigmoid(peeped(x[0] + u[0], own, 0, s[1])), sigmoid(x[2] + u[2])
         n = g(x[1] + u[1])
-        c = within(a(f * s[1] + (1 - f) * n), limit)
-        return (o * y_act(c), c), (f, n, o)
+        c = within(a(f * s[1] + (1 - f) * dropped(n, own)), limit)
+        if own[0] is not None:
+            o = sigmoid(peeped(x[2] + u[2], own, 1, c))
+        return (o * y_act(normed(c, own)), blended(own[2], c, s[1])), (f, n, o)
 
     @jit
-    def backward(saved, s, out, dout):
+    def backward(saved, s, out, dout, own):
         f, n, o = saved
-        y = y_act(out[1])
-        dc = dout[1] + dout[0] * o * y_slope(y)
-        dc = dc * a_slope(out[1]) * within_slope(out[1], limit)
-        df, dn = dc * (s[1] - n) * f * (1 - f), dc * (1 - f) * g_slope(n)
-        return (df, dn, dout[0] * y * o * (1 - o)), (0.0, dc * f)
+        m, c, dc = dropped(n, own), out[1], dout[1]
+        if own[2] is not None:  # c as h was made of it
+            c, dc = within(a(f * s[1] + (1 - f) * m), limit), own[2] * dc
+        y = y_act(normed(c, own))
+        dy = dout[0] * o * y_slope(y)
+        dc = dc + unnormed(dy, c, own)
+        if own[0] is not None:
+            dc = peeped(dc, own, 1, dout[0] * y * o * (1 - o))
+        dc = dc * a_slope(c) * within_slope(c, limit)
+        df = dc * (s[1] - m) * f * (1 - f)
+        dn, do = dropped(dc * (1 - f), own) * g_slope(n), dout[0] * y * o * (1 - o)
+        dc = peeped(dc * f, own, 0, df)
+        if own[2] is not None:
+            dc += (1 - own[2]) * dout[1]
+        return (df, dn, do) + of_normed(dy, own), (0.0, dc)
 
     return Cell(
         name=name,
@@ -62,7 +76,7 @@ def cell(
         saved=("f", "g", "o"),
         h_grad=(0, 1, 2),
         reference=reference,
-        triton=None if peephole or layer_norm else TritonCell(forward, backward),
+        triton=TritonCell(forward, backward),
         weights=_PEEPHOLES if diagonal else (),
         full=full,
         norms=5 if layer_norm else 0,

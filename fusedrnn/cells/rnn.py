@@ -16,6 +16,7 @@ def cell(
     """The cell with ``candidate`` as its g."""
     act = NONLINEARITIES[candidate]
     g, slope, carried = candidate, f"{candidate}_slope", residual
+    peeped, dropped = "peeped", "dropped"
 
     def reference(
         x: tuple[Tensor, ...], states: tuple[Tensor, ...], recur: object, own: PerUnit
@@ -26,19 +27,21 @@ def cell(
         return (h + own.dropped(value) if residual else value,), (value,)
 
     @jit
-    def forward(x, u, s):
-        value = g(x[0] + u[0])
+    def forward(x, u, s, own):
+        value = g(peeped(x[0] + u[0], own, 0, s[0]))
         if carried:
-            return (value + s[0],), (value,)
+            return (dropped(value, own) + s[0],), (value,)
         else:
             return (value,), (value,)
 
     @jit
-    def backward(saved, s, out, dout):
+    def backward(saved, s, out, dout, own):
+        d = dout[0] * slope(saved[0])
         if carried:
-            return (dout[0] * slope(saved[0]),), (dout[0],)
+            d = dropped(d, own)
+            return (d,), (peeped(dout[0], own, 0, d),)
         else:
-            return (dout[0] * slope(saved[0]),), (0.0,)
+            return (d,), (peeped(0.0, own, 0, d),)
 
     saved = ("g" if residual else "h",)
     return Cell(
@@ -48,7 +51,7 @@ def cell(
         saved=saved,
         h_grad=(0,),
         reference=reference,
-        triton=None if independent else TritonCell(forward, backward),
+        triton=TritonCell(forward, backward),
         weights=(UnitWeight(0, 0, after=False),) if independent else (),
         independent=independent,
     )

@@ -30,30 +30,34 @@ def reference(
 
 
 @jit
-def _forward(x, u, s):
+def _forward(x, u, s, own):
     log_i, a = x[0] + u[0], x[1] + u[1]
     z, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
     lead = log_sigmoid(a) + s[3] - log_i
     raised = (s[2] > 0) * relu(lead)
     i, f = exp(-raised), exp(-relu(raised - lead))
-    c, n = f * s[1] + i * z, f * s[2] + i
+    c, n = f * s[1] + i * (z if own[1] is None else own[1] * z), f * s[2] + i
     slope = sigmoid(-a) * (1 - 2 * (raised > 0))
     return (o * c / n, c, n, log_i + raised), (i, f, z, o, slope)
 
 
 @jit
-def _backward(saved, s, out, dout):
+def _backward(saved, s, out, dout, own):
     i, f, z, o, slope = saved
+    reached = z if own[1] is None else own[1] * z
     inverse = 1 / (out[2] + (out[2] <= 0))  # n is 0 only where a tile has no unit
     y = out[1] * inverse
     dy = dout[0] * o * inverse
     dc, dn = dout[1] + dy, dout[2] - dy * y
-    df, di = (dc * s[1] + dn * s[2]) * f, (dc * z + dn) * i  # of the exponents
+    df, di = (dc * s[1] + dn * s[2]) * f, (dc * reached + dn) * i  # of the exponents
     by_f = 1.0 * (1 / slope < 0)  # m is log f + m': the sign says it, that of 0 too
     dm = dout[3] - df - di
     da = df + by_f * dm
     d_i, d_f = di + (1 - by_f) * dm, da * slope * (1 - 2 * by_f)
-    d = (d_i, d_f, dc * i * (1 - z * z), dout[0] * y * o * (1 - o))
+    dz = dc * i * (1 - z * z)
+    if own[1] is not None:
+        dz = own[1] * dz
+    d = (d_i, d_f, dz, dout[0] * y * o * (1 - o))
     return d, (0.0, dc * f, dn * f, da)
 
 

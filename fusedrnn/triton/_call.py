@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import random
 from ..cells import CELLS, Cell
 from ..reference import state_dtype
 from . import plan as planner
@@ -39,14 +40,17 @@ class Problem:
     precision: str
     plan: Plan
 
-    def bind(self, kernel: Any, units: int = 0, reverse: bool = False) -> Callable[..., None]:
+    def bind(
+        self, kernel: Any, units: int = 0, reverse: bool = False, tiles: Plan | None = None
+    ) -> Callable[..., None]:
         """The kernel with its grid and its constants, found by their names.
 
-        The grid covers all rows, and ``units``; without them it covers all directions.
+        The grid covers all rows, and ``units``; without them it covers all directions, and all
+        units where they are independent. ``tiles``: others than the plan's.
         """
         import triton.language as tl
 
-        c, p, dtype = self.cell, self.plan, self.like.dtype
+        c, p, dtype = self.cell, tiles or self.plan, self.like.dtype
         constants = {
             "G": len(c.gates),
             "S": len(c.states),
@@ -54,7 +58,14 @@ class Problem:
             "D": c.grads,
             "SECOND": c.second,
             "OPERAND": c.operand,
-            "VECTOR": c.h_grad,
+            "H_GRAD": c.h_grad,
+            "VECTOR": c.product_grad,
+            "V": len(c.weights),
+            "NORMS": c.norms,
+            "OWN": c.native,
+            "INDEPENDENT": c.independent,
+            "FULL": c.full,
+            "CHANCES": chances(c),
             "DH_CLIP": c.dh_clip,
             "REVERSE": reverse,
             "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
@@ -67,7 +78,9 @@ class Problem:
         for name, twin in vars(c.triton).items():
             constants[name] = twin and twin.jit
         constants = {name: constants[name] for name in constants if name in kernel.arg_names}
-        blocks = -(-self.B // p.rows), -(-units // p.units) if units else self.N
+        blocks = (-(-self.B // p.rows), -(-units // p.units) if units else self.N)
+        if c.independent:
+            blocks += (-(-self.H // p.units),)
 
         def launch(*args: object) -> None:
             kernel[blocks](*args, **constants, num_warps=p.warps, num_stages=p.stages)
@@ -89,13 +102,30 @@ class Problem:
             )
         return t.contiguous()
 
+    def seeds(self, t: Tensor | None) -> Tensor | None:
+        """The seed of each direction, ``[N, 1]``; None where the cell draws nothing."""
+        t = self.checked("seed", t, self.N, dtype=torch.int64)
+        return t.unsqueeze(1) if t is not None and self.cell.random else None
+
     def steps(self, reverse: bool) -> range:
         """The times of all steps, in the order of forward."""
         return range(self.T - 1, -1, -1) if reverse else range(self.T)
 
 
+def chances(cell: Cell) -> tuple[tuple | None, ...]:
+    """What the kernels draw in each stream: see ``_random.py``."""
+    probabilities = cell.dropout, cell.zoneout_h, cell.zoneout_c, cell.variational
+    return tuple((1 - p, random.below(p), random.scale(p)) if p else None for p in probabilities)
+
+
 def problem(
-    cell: str, first: str, like: Tensor, N: int, weight_hh: list[Tensor], weight_hr: list[Tensor]
+    cell: str,
+    first: str,
+    like: Tensor,
+    N: int,
+    weight_hh: list[Tensor],
+    weight_hr: list[Tensor],
+    weight_unit: list[Tensor],
 ) -> Problem:
     """The sizes of a call, checked; ``like`` is gx of the first direction, or y."""
     c, projected = CELLS[cell], bool(weight_hr)
@@ -105,21 +135,29 @@ def problem(
     complete("weight_hh", weight_hh, N)
     if projected:
         complete("weight_hr", weight_hr, N)
+    if len(weight_unit) != (N if c.rows_of_units else 0):
+        raise RuntimeError(
+            f"fusedrnn: cell {cell!r} has {c.rows_of_units} weights of a unit's own: weight_unit "
+            f"must hold {N if c.rows_of_units else 0} tensors, got {len(weight_unit)}"
+        )
     w = weight_hh[0]
     if like.dim() != 3 or w.dim() != 2 or w.shape[0] % G:
         raise RuntimeError(
             f"fusedrnn: {first} must be [T, B, {'G*H' if first == 'gx' else 'N*P'}] and weight_hh "
             f"[G*H, P] with G = {G}, got {list(like.shape)} and {list(w.shape)}"
         )
-    (T, B), H, P = like.shape[:2], w.shape[0] // G, w.shape[1]
-    if P != H and not projected:
+    (T, B), H, depth = like.shape[:2], w.shape[0] // G, w.shape[1]
+    P = H if c.independent else depth - H if c.full else depth
+    if (P != H and not projected) or (c.independent and (depth or projected)):
+        need = 0 if c.independent else 2 * H if c.full else H
         raise RuntimeError(
-            f"fusedrnn: weight_hh must be [{G * H}, {H}] without a projection, got {list(w.shape)}"
+            f"fusedrnn: weight_hh must be [{G * H}, {need}] without a projection, got "
+            f"{list(w.shape)}"
         )
-    if H * P >= 2**31:
+    if H * depth >= 2**31:
         raise RuntimeError(
-            f"fusedrnn: weight_hh has {H} x {P} elements a gate; the Triton kernels take less than "
-            'two to the 31st. Use fusedrnn.backend("cuda") or fewer units'
+            f"fusedrnn: weight_hh has {H} x {depth} elements a gate; the Triton kernels take less "
+            'than two to the 31st. Use fusedrnn.backend("cuda") or fewer units'
         )
     precision = planner.precision(like.dtype, like.device)
     shape = Shape(cell, like.dtype, B, H, P if projected else None, N, precision)

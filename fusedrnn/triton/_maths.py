@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+from ._norm import normed as normed
+from ._norm import of_normed as of_normed
+from ._norm import unnormed as unnormed
+
 
 @triton.jit
 def sigmoid(x):
@@ -93,6 +97,35 @@ def bounded_slope(y, limit: tl.constexpr):
         return 1.0 * ((y < top) & (y > -top))
     else:
         return 1.0
+
+
+# What a unit has of its own in a step (PerUnit of csrc/cell.h): own is (weights, drop, keep_c,
+# norm), each None where the call has none.
+@triton.jit
+def peeped(a, own, k: tl.constexpr, state):
+    """a, and weight k of the unit times a state."""
+    if own[0] is None:
+        return a
+    else:
+        return a + own[0][k] * state
+
+
+@triton.jit
+def dropped(new, own):
+    """What of ``new`` reaches the state."""
+    if own[1] is None:
+        return new
+    else:
+        return own[1] * new
+
+
+@triton.jit
+def blended(share, new, old):
+    """Zoneout: new in the given share, and old in the rest; new alone where there is none."""
+    if share is None:
+        return new
+    else:
+        return share * new + (1 - share) * old
 
 
 # What only cells registered at run time call (fusedrnn/_twins.py).

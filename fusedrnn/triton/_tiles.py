@@ -9,6 +9,8 @@ Y is the distance of the rows of y, in which both directions lie.
 import triton
 import triton.language as tl
 
+from ._random import meeting
+
 
 @triton.jit
 def load(p, o, m, ACC: tl.constexpr):
@@ -161,8 +163,8 @@ def states_after(
 
 
 @triton.jit
-def load_bias(p, o_h, H, FIRST: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr):
-    """The bias of gates FIRST..LAST-1, each as a [1, BH] tile; zeros where there is none."""
+def load_rows(p, o_h, H, FIRST: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr):
+    """Rows FIRST..LAST-1 of an [N, H] parameter, each a [1, BH] tile; zeros where there is none."""
     tiles = ()
     for g in tl.static_range(FIRST, LAST):
         if p is None:
@@ -173,22 +175,37 @@ def load_bias(p, o_h, H, FIRST: tl.constexpr, LAST: tl.constexpr, ACC: tl.conste
 
 
 @triton.jit
+def unit_weights(p, o_h, H, V: tl.constexpr, ACC: tl.constexpr):
+    """What a unit weighs of its own states, as twins take it; None where it has no such weights."""
+    if V == 0:
+        return None
+    else:
+        return load_rows(p, o_h, H, 0, V, ACC)
+
+
+@triton.jit
 def products(
-    p_v, p_w, o_r, o_h, m_r, H, P, FIRST: tl.constexpr, LAST: tl.constexpr,
-    ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
+    p_v, p_w, o_r, o_h, m_r, H, P, W, seed, FIRST: tl.constexpr, LAST: tl.constexpr,
+    CHANCES: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """W_g v for gates FIRST..LAST-1: v is [rows, P], W is [G * H, P], both read in tiles of BK."""
+    """W_g v for gates FIRST..LAST-1: v is [rows, P], W_hh P columns, both read in tiles of BK.
+
+    W: the distance of the rows of W_hh. With a seed v is h, of which not all may meet W_hh.
+    """
     acc = zeros(BB, BH, LAST - FIRST, ACC)
     for k in range(0, P, BK):
         o_k = k + tl.arange(0, BK)
         m_k = o_k < P
         b_v = load(p_v, o_r[:, None] * P + o_k[None, :], m_r[:, None] & m_k[None, :], ACC)
+        b_met = meeting(seed, o_r, o_k, CHANCES, ACC)
+        if b_met is not None:
+            b_v = b_v * b_met
         m_w = m_k[:, None] & (o_h < H)[None, :]
-        o_w = o_h[None, :] * P + o_k[:, None]  # int32: H * P < 2^31
+        o_w = o_h[None, :] * W + o_k[:, None]  # int32: H * W < 2^31
         new = ()
         for g in tl.static_range(FIRST, LAST):
-            p_g = p_w + tl.cast(g * H, tl.int64) * P
+            p_g = p_w + tl.cast(g * H, tl.int64) * W
             b_w = tl.load(p_g + o_w, mask=m_w, other=0.0)  # [BK, BH]
             new = new + (dot(b_v, b_w, acc[g - FIRST], PRECISION, UPCAST),)
         acc = new
@@ -197,20 +214,23 @@ def products(
 
 @triton.jit
 def transposed_product(
-    p_d, p_w, b_acc, o_r, o_p, m_r, H, P, FIRST: tl.constexpr, LAST: tl.constexpr,
+    p_d, p_w, b_acc, o_r, o_p, m_r, H, P, W, FIRST: tl.constexpr, LAST: tl.constexpr,
     VECTOR: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """b_acc + sum over gates of W_g^T d[VECTOR[g]]: d is [rows, D, H], W is [G * H, P]."""
+    """b_acc + sum over gates of W_g^T d[VECTOR[g]]: d is [rows, D, H], of W_hh P columns.
+
+    W: the distance of the rows of W_hh.
+    """
     for k in range(0, H, BK):
         o_k = k + tl.arange(0, BK)
         m_k = o_k < H
         m_d = m_r[:, None] & m_k[None, :]
         m_w = m_k[:, None] & (o_p < P)[None, :]
-        o_w = o_k[:, None] * P + o_p[None, :]  # int32: H * P < 2^31
+        o_w = o_k[:, None] * W + o_p[None, :]  # int32: H * W < 2^31
         for g in tl.static_range(FIRST, LAST):
             b_d = load(p_d, (o_r * D + VECTOR[g])[:, None] * H + o_k[None, :], m_d, ACC)
-            p_g = p_w + tl.cast(g * H, tl.int64) * P
+            p_g = p_w + tl.cast(g * H, tl.int64) * W
             b_w = tl.load(p_g + o_w, mask=m_w, other=0.0)  # [BK, BP]
             b_acc = dot(b_d, b_w, b_acc, PRECISION, UPCAST)
     return b_acc

@@ -34,10 +34,13 @@ def limit(cell: str, dtype: torch.dtype, projection: bool) -> str | None:
         return f"dtype is {dtype}; the kernels take float64, float32, bfloat16 and float16"
     if CELLS[cell].triton is None:
         return f"cell {cell!r} has no Triton twin"
-    if CELLS[cell].random:
-        return f"cell {cell!r} draws random numbers in each step, which no Triton kernel does yet"
-    if projection and CELLS[cell].second:
+    record = CELLS[cell]
+    if record.zoneout_c and not (record.native and len(record.states) == 2):
+        return f"cell {cell!r} has zoneout of inner states, which only an LSTM's twin has"
+    if projection and record.second:
         return f"cell {cell!r} multiplies its own operand with weight_hh: nothing can be projected"
+    if projection and (record.zoneout_h or record.variational):
+        return f"cell {cell!r} changes h before a projection, which no kernel sees"
     return None
 
 
@@ -96,7 +99,7 @@ def plan(shape: Shape, shared: int) -> Plan:
     """Choose the kernels for a problem by rule; tune.py has those that were measured.
 
     One launch for the whole sequence where the tiles of W_hh, padded to a power of two, fit into
-    the shared memory of one program; else launches for each step.
+    the shared memory of one program, or where there is no product; else launches for each step.
 
     Args:
         shape: the problem.
@@ -112,8 +115,13 @@ def plan(shape: Shape, shared: int) -> Plan:
     cell = CELLS[shape.cell]
     few = len(cell.states) <= 2 and len(cell.saved) + cell.grads <= 8
     staged = STAGED_TILES if few else STAGED_TILES_OF_MANY
-    room = (len(cell.gates) * units + staged * 16) * units * dtype.itemsize
-    if shape.P is not None:
+    deep = 2 * units if cell.full else units
+    room = (len(cell.gates) * deep + staged * 16) * units * dtype.itemsize
+    if cell.independent:
+        return Plan(True, 16, min(units, 64), 0, 4, 2, "units are independent: there is no product")
+    if cell.norms:
+        reason = "layer normalisation takes the whole rows of a product"
+    elif shape.P is not None:
         reason = "h is projected"
     elif units > WHOLE_UNITS:
         reason = f"H={H} is more than the {WHOLE_UNITS} units of one program"
@@ -129,6 +137,25 @@ def plan(shape: Shape, shared: int) -> Plan:
     depth = 16 if dtype.itemsize == 8 else 32
     warps = 8 if rows == 32 else 4  # with 4, LSTM's kernels of 32 rows spill up to 44 registers
     return Plan(False, rows, min(units, 32), depth, warps, 3, reason)
+
+
+def rows(dtype: torch.dtype, H: int) -> Plan:
+    """The tiles of launches in which a program owns whole rows, all H units of each.
+
+    Args:
+        dtype: that of the tensors.
+        H: hidden units.
+
+    Example:
+        >>> import torch
+        >>> rows(torch.bfloat16, H=300).units
+        512
+    """
+    units = max(16, 1 << (H - 1).bit_length())
+    count = max(1, 512 // units)
+    each = 64 if dtype.itemsize == 8 else 128  # elements of a tile that a warp has: 2 or 4 a thread
+    warps = min(32, max(4, count * units // each))
+    return Plan(False, count, units, 0, warps, 1, "whole rows")
 
 
 @cache

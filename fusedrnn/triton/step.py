@@ -10,13 +10,16 @@ state. Layouts: csrc/sequence.h. P is the width of h, Y the distance of the rows
 import triton
 import triton.language as tl
 
+from ._around import cell_backward, cell_forward
 from ._maths import bounded
+from ._random import meeting, own_values
+from ._steps import give_reset, leave, offsets, store_inner, through_gates
 from ._tiles import (
     add,
     is_reset,
     load,
-    load_bias,
     load_planes,
+    load_rows,
     load_vectors,
     products,
     reset_states,
@@ -27,15 +30,9 @@ from ._tiles import (
     store_planes,
     store_vectors,
     transposed_product,
+    unit_weights,
     zeros,
 )
-
-
-@triton.jit
-def _offsets(BB: tl.constexpr, BH: tl.constexpr):
-    """Rows and columns of this program's tile."""
-    o_b = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB)
-    return o_b, tl.program_id(1) * BH + tl.arange(0, BH)
 
 
 @triton.jit(do_not_specialize=["t", "B"])
@@ -46,39 +43,41 @@ def operand_step(
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Everything before the second product. ``stash`` [K, B, H] takes what is saved so far."""
-    o_b, o_h = _offsets(BB, BH)
+    o_b, o_h = offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_h < H)[None, :]
     x = load_vectors(gx, tl.cast(t, tl.int64) * B + o_b, o_h, m, H, 0, G, G, ACC)
     u = products(
-        h, weight_hh, o_b, o_h, m_b, H, H, 0, G - SECOND, ACC, BB, BH, BK, PRECISION, UPCAST
-    )
-    u = add(u, load_bias(bias_hh, o_h, H, 0, G - SECOND, ACC), G - SECOND)
+        h, weight_hh, o_b, o_h, m_b, H, H, H, None, 0, G - SECOND,
+        None, ACC, BB, BH, BK, PRECISION, UPCAST,
+    )  # fmt: skip
+    u = add(u, load_rows(bias_hh, o_h, H, 0, G - SECOND, ACC), G - SECOND)
     kept = operand(x, u, load_vectors(h, o_b, o_h, m, H, 0, 1, 1, ACC))
     store_planes(stash, kept, o_b, o_h, m, B, H, K)
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
 def forward_step(
-    gx, weight_hh, bias_hh, h, h_new, c, stash, lengths, reset, y, saved, cells, hidden,
-    t, T, B, H, P, Y,
+    gx, weight_hh, bias_hh, weight_unit, seed, h, h_new, c, c_new, stash, lengths, reset, y, saved,
+    cells, hidden, t, T, B, H, P, Y, W,
     forward: tl.constexpr, OPERAND: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, SECOND: tl.constexpr,
+    V: tl.constexpr, OWN: tl.constexpr, CHANCES: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One step: h [B, P] to y and h_new, or to ``hidden`` where a projection follows; c in place.
 
-    ``saved`` and ``cells`` are None where nothing is kept for backward.
+    ``saved`` and ``cells`` are None where nothing is kept for backward. With full peepholes W is
+    P + H, and c goes to c_new, as h does.
     """
-    o_b, o_h = _offsets(BB, BH)
+    o_b, o_h = offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_h < H)[None, :]
     t = tl.cast(t, tl.int64)
     o_t = t * B + o_b
     b_len = row_lengths(lengths, o_b, m_b, T)
     m_t = (t < b_len)[:, None]
-    projected: tl.constexpr = hidden is not None
     if hidden is None:
         s = load_vectors(h, o_b, o_h, m, H, 0, 1, 1, ACC)
     else:
@@ -89,31 +88,30 @@ def forward_step(
     if SECOND > 0:
         v = stash + tl.cast(B, tl.int64) * (OPERAND * H)
     u = products(
-        v, weight_hh, o_b, o_h, m_b, H, P, G - SECOND if SECOND > 0 else 0, G,
-        ACC, BB, BH, BK, PRECISION, UPCAST,
+        v, weight_hh, o_b, o_h, m_b, H, P, P if W is None else W, seed,
+        G - SECOND if SECOND > 0 else 0, G, CHANCES, ACC, BB, BH, BK, PRECISION, UPCAST,
     )  # fmt: skip
+    if W is not None:
+        u_c = products(
+            c, weight_hh + P, o_b, o_h, m_b, H, H, W, None, 0, G,
+            None, ACC, BB, BH, BK, PRECISION, UPCAST,
+        )  # fmt: skip
+        u = add(u, u_c, G)
+    own, keep_h = own_values(
+        unit_weights(weight_unit, o_h, H, V, ACC), None, seed, t, o_b, o_h, CHANCES, ACC
+    )
+    kept = None
     if SECOND > 0:
-        u = add(u, load_bias(bias_hh, o_h, H, G - SECOND, G, ACC), SECOND)
+        u = add(u, load_rows(bias_hh, o_h, H, G - SECOND, G, ACC), SECOND)
         u = zeros(BB, BH, G - SECOND, ACC) + u
-        out, kept = forward(x, u, s, load_planes(stash, o_b, o_h, m, B, H, K, ACC))
+        kept = load_planes(stash, o_b, o_h, m, B, H, K, ACC)
     else:
-        out, kept = forward(x, add(u, load_bias(bias_hh, o_h, H, 0, G, ACC), G), s)
-    b_h = tl.where(m_t, out[0], 0.0)
-    s = select(m_t, out, s, S)
-    if saved is not None:
-        store_vectors(saved, kept, o_t, o_h, m, H, K)
-        store_planes(cells, s[1:], t * (S - 1) * B + o_b, o_h, m, B, H, S - 1)
-    if reset is not None:
-        m_cut = is_reset(reset, b_len, t - 1 if REVERSE else t + 1, o_b, B, REVERSE)
-        anew = reset_states(reset, o_b, o_h, m & m_cut, B, H, S, projected, ACC)
-        s = select(m_cut, anew, s, S)
-    if hidden is None:
-        tl.store(y + o_t[:, None] * Y + o_h[None, :], b_h, mask=m)
-        store_vectors(h_new, s, o_b, o_h, m, H, 1)
-    else:
-        o_hidden = o_b if saved is None else o_t  # kept for all steps, or for this one
-        tl.store(hidden + o_hidden[:, None] * H + o_h[None, :], b_h, mask=m)
-    store_planes(c, s[1:], o_b, o_h, m, B, H, S - 1)
+        u = add(u, load_rows(bias_hh, o_h, H, 0, G, ACC), G)
+    out, kept = cell_forward(x, u, s, kept, own, keep_h, forward, OWN)
+    leave(
+        out, kept, s, m_t, b_len, t, o_t, o_b, o_h, m, reset, h_new,
+        c if c_new is None else c_new, y, saved, cells, hidden, B, H, Y, S, K, REVERSE, ACC,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["t", "t_hidden", "T", "B"])
@@ -123,7 +121,7 @@ def project_step(
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """h_new = y = W_hr hidden[t_hidden], where a row still takes part."""
-    o_b, o_p = _offsets(BB, BH)
+    o_b, o_p = offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_p < P)[None, :]
     t = tl.cast(t, tl.int64)
@@ -131,8 +129,9 @@ def project_step(
     m_t = (t < b_len)[:, None]
     o_hidden = tl.cast(t_hidden, tl.int64) * B + o_b
     out = products(
-        hidden, weight_hr, o_hidden, o_p, m_b, P, H, 0, 1, ACC, BB, BH, BK, PRECISION, UPCAST
-    )
+        hidden, weight_hr, o_hidden, o_p, m_b, P, H, H, None, 0, 1,
+        None, ACC, BB, BH, BK, PRECISION, UPCAST,
+    )  # fmt: skip
     o, o_y = o_b[:, None] * P + o_p[None, :], (t * B + o_b)[:, None] * Y + o_p[None, :]
     tl.store(y + o_y, tl.where(m_t, out[0], 0.0), mask=m)
     s = (tl.where(m_t, out[0], load(h, o, m, ACC)),)
@@ -142,34 +141,13 @@ def project_step(
     tl.store(h_new + o, s[0], mask=m)
 
 
-@triton.jit
-def _give_reset(m_cut, b_d, p_sum, o, m):
-    """Where m_cut, the gradient goes to the reset state's sum (None: to nobody); else it stays."""
-    if p_sum is not None:
-        m = m & m_cut
-        tl.store(p_sum + o, load(p_sum, o, m, b_d.dtype) + b_d, mask=m)
-    return tl.where(m_cut, 0.0, b_d)
-
-
-@triton.jit
-def _store_inner(
-    carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S: tl.constexpr
-):  # fmt: skip
-    """What a step leaves of the inner states' gradients."""
-    for n in tl.static_range(S - 1):
-        o = (o_b + tl.cast(B, tl.int64) * n)[:, None] * H + o_h[None, :]
-        b_d = ds[n + 1]
-        if m_cut is not None:
-            b_d = _give_reset(m_cut, b_d, dreset[1], o, m)
-        tl.store(carry_c + o, b_d, mask=m)
-
-
 @triton.jit(do_not_specialize=["t", "t_after", "T", "B"])
 def backward_step(
-    dy, carry_h, carry_c, dreset, y, h0, c0, reset, weight_hh, weight_hr, dh, lengths, saved, cells,
-    grads, t, t_after, T, B, H, P, Y,
+    dy, carry_h, carry_c, dreset, y, h0, c0, reset, weight_hh, weight_hr, weight_unit, seed, dh,
+    lengths, saved, cells, grads, t, t_after, T, B, H, P, Y, W,
     backward: tl.constexpr, VECTOR: tl.constexpr,
     G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
+    V: tl.constexpr, OWN: tl.constexpr, CHANCES: tl.constexpr,
     REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
     BK: tl.constexpr, DH_CLIP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -178,8 +156,9 @@ def backward_step(
     ``carry_h`` [B, H] and ``carry_c`` [S-1, B, H] carry what does not pass through W_hh, in place.
     With a projection the gradient of h is ready in ``dh`` [T, B, P] instead (see ``backward_h``).
     ``dreset``: (dreset_h, dreset_c), of the carries' sizes, or Nones where they are not wanted.
+    With full peepholes W is P + H, and c's carry lacks what passes through W_hh, as h's does.
     """
-    o_b, o_h = _offsets(BB, BH)
+    o_b, o_h = offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_h < H)[None, :]
     t = tl.cast(t, tl.int64)
@@ -187,23 +166,22 @@ def backward_step(
     b_len = row_lengths(lengths, o_b, m_b, T)
     m_t = (t < b_len)[:, None]
     b_dh = tl.zeros([BB, BH], ACC)
+    o = o_b[:, None] * H + o_h[None, :]
     if dh is None:
-        o = o_b[:, None] * H + o_h[None, :]
-        b_dh = load(carry_h, o, m, ACC)
-        if t_after >= 0:
-            b_dh = transposed_product(
-                grads, weight_hh, b_dh, tl.cast(t_after, tl.int64) * B + o_b, o_h, m_b, H, H,
-                0, G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
-            )  # fmt: skip
+        b_dh = through_gates(
+            load(carry_h, o, m, ACC), grads, weight_hh, meeting(seed, o_b, o_h, CHANCES, ACC),
+            t_after, o_b, o_h, m_b, B, H, H, H if W is None else W,
+            G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
+        )  # fmt: skip
         if reset is not None:
             m_after = is_reset(reset, b_len, tl.cast(t_after, tl.int64), o_b, B, REVERSE)
-            b_dh = _give_reset(m_after, b_dh, dreset[0], o, m)
+            b_dh = give_reset(m_after, b_dh, dreset[0], o, m)
         if dy is not None:
             b_dh += load(dy, o_t[:, None] * Y + o_h[None, :], m & m_t, ACC)
         b_dh = tl.where(m_t, bounded(b_dh, DH_CLIP), b_dh)
     else:
         b_dh = transposed_product(
-            dh, weight_hr, b_dh, o_t, o_h, m_b, P, H, 0, 1, (0,), 1, ACC, BK, PRECISION, UPCAST
+            dh, weight_hr, b_dh, o_t, o_h, m_b, P, H, H, 0, 1, (0,), 1, ACC, BK, PRECISION, UPCAST
         )
     projected: tl.constexpr = dh is not None
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
@@ -215,15 +193,27 @@ def backward_step(
     )
     out = states_after(y, cells, t, o_b, o_h, m, B, H, Y, S, projected, ACC)
     dout = (b_dh,) + load_planes(carry_c, o_b, o_h, m, B, H, S - 1, ACC)
-    d, ds = backward(kept, s, out, dout)
+    if W is not None:
+        b_dc = through_gates(
+            dout[1], grads, weight_hh + P, None, t_after, o_b, o_h, m_b, B, H, H, W,
+            G, VECTOR, D, ACC, BK, PRECISION, UPCAST,
+        )  # fmt: skip
+        if reset is not None:
+            m_after = is_reset(reset, b_len, tl.cast(t_after, tl.int64), o_b, B, REVERSE)
+            b_dc = give_reset(m_after, b_dc, dreset[1], o, m)
+        dout = (b_dh, b_dc)
+    own, keep_h = own_values(
+        unit_weights(weight_unit, o_h, H, V, ACC), None, seed, t, o_b, o_h, CHANCES, ACC
+    )
+    d, ds = cell_backward(kept, s, out, dout, own, keep_h, backward, OWN)
     store_vectors(grads, select(m_t, d, zeros(BB, BH, D, ACC), D), o_t, o_h, m, H, D)
     ds = select(m_t, ds, dout, S)
     if dh is None:
         store_vectors(carry_h, ds, o_b, o_h, m, H, 1)
-    if SECOND > 0:  # backward_operand_step completes them
+    if SECOND > 0 or W is not None:  # backward_operand_step completes them, or the next step
         store_planes(carry_c, ds[1:], o_b, o_h, m, B, H, S - 1)
     else:
-        _store_inner(carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S)
+        store_inner(carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S)
 
 
 @triton.jit(do_not_specialize=["t", "T", "B"])
@@ -236,7 +226,7 @@ def backward_operand_step(
     BK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """What hangs on the second product's operand: completes ``grads`` of step t and the carries."""
-    o_b, o_h = _offsets(BB, BH)
+    o_b, o_h = offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_h < H)[None, :]
     t = tl.cast(t, tl.int64)
@@ -244,7 +234,7 @@ def backward_operand_step(
     b_len = row_lengths(lengths, o_b, m_b, T)
     m = m & (t < b_len)[:, None]  # rows that take no part stay as backward_step left them
     b_dp = transposed_product(
-        grads, weight_hh, tl.zeros([BB, BH], ACC), o_t, o_h, m_b, H, H,
+        grads, weight_hh, tl.zeros([BB, BH], ACC), o_t, o_h, m_b, H, H, H,
         G - SECOND, G, VECTOR, D, ACC, BK, PRECISION, UPCAST,
     )  # fmt: skip
     kept = load_vectors(saved, o_t, o_h, m, H, 0, K, K, ACC)
@@ -261,40 +251,46 @@ def backward_operand_step(
     for g in tl.static_range(G - SECOND):  # the others are being read by other programs
         tl.store(grads + (o_t * D + g)[:, None] * H + o_h[None, :], d[g], mask=m)
     store_vectors(carry_h, ds, o_b, o_h, m, H, 1)
-    _store_inner(carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S)
+    store_inner(carry_c, ds, dreset, m_cut, o_b, o_h, m, B, H, S)
 
 
 @triton.jit(do_not_specialize=["t", "t_after", "T", "B"])
 def backward_h(
-    dy, carry_h, dreset, reset, weight_hh, dh, lengths, grads, t, t_after, T, B, H, P, Y,
+    dy, carry_h, dreset, reset, weight_hh, seed, dh, dh_row, lengths, grads,
+    t, t_after, T, B, H, P, Y, W,
     VECTOR: tl.constexpr, G: tl.constexpr, D: tl.constexpr, SECOND: tl.constexpr,
-    REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
-    DH_CLIP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    CHANCES: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr, BB: tl.constexpr,
+    BH: tl.constexpr, BK: tl.constexpr, DH_CLIP: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """carry_h += W_hh^T grads of step t_after: at the end of a sequence the gradient of h0.
 
-    With a projection also before each step: dy joins and all goes to ``dh`` [T, B, P], but for rows
-    that take no part in step t, whose gradient passes by in ``carry_h`` [B, P].
+    With a projection or normalisation also before each step: dy joins and all goes to ``dh``
+    [T, B, P], or to ``dh_row`` [B, P], but for rows that take no part in step t, whose gradient
+    passes by in ``carry_h`` [B, P]. W: see backward_step.
     """
-    o_b, o_p = _offsets(BB, BH)
+    o_b, o_p = offsets(BB, BH)
     m_b = o_b < B
     m = m_b[:, None] & (o_p < P)[None, :]
     o = o_b[:, None] * P + o_p[None, :]
     b_len = row_lengths(lengths, o_b, m_b, T)
-    b_dh = load(carry_h, o, m, ACC)
-    if t_after >= 0:
-        b_dh = transposed_product(
-            grads, weight_hh, b_dh, tl.cast(t_after, tl.int64) * B + o_b, o_p, m_b, H, P,
-            0, G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
-        )  # fmt: skip
+    b_dh = through_gates(
+        load(carry_h, o, m, ACC), grads, weight_hh, meeting(seed, o_b, o_p, CHANCES, ACC),
+        t_after, o_b, o_p, m_b, B, H, P, P if W is None else W,
+        G - SECOND, VECTOR, D, ACC, BK, PRECISION, UPCAST,
+    )  # fmt: skip
     if reset is not None:
         m_cut = is_reset(reset, b_len, tl.cast(t_after, tl.int64), o_b, B, REVERSE)
-        b_dh = _give_reset(m_cut, b_dh, dreset[0], o, m)
-    if dh is not None:
+        b_dh = give_reset(m_cut, b_dh, dreset[0], o, m)
+    if dh is not None or dh_row is not None:
         t = tl.cast(t, tl.int64)
         m_t = (t < b_len)[:, None]
         if dy is not None:
             b_dh += load(dy, (t * B + o_b)[:, None] * Y + o_p[None, :], m & m_t, ACC)
-        tl.store(dh + t * B * P + o, tl.where(m_t, bounded(b_dh, DH_CLIP), 0.0), mask=m)
+        b_out = tl.where(m_t, bounded(b_dh, DH_CLIP), 0.0)
+        if dh is not None:
+            tl.store(dh + t * B * P + o, b_out, mask=m)
+        else:
+            tl.store(dh_row + o, b_out, mask=m)
         b_dh = tl.where(m_t, 0.0, b_dh)
     tl.store(carry_h + o, b_dh, mask=m)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from .. import random
 from ..cells import CELLS
 from . import plan as planner
 from .plan import Plan, Shape
@@ -145,14 +146,19 @@ def _call(shape: Shape, T: int, device: torch.device) -> Callable[[], None]:
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(size, device=device, dtype=shape.dtype) * 0.1
 
-    gx, W, b = ([normal(*size) for _ in range(N)] for size in ((T, B, G * H), (G * H, P), (G * H,)))
-    R = [normal(P, H) for _ in range(N)] if shape.P else []
+    def of_each(*size: int) -> list[torch.Tensor]:
+        return [normal(*size) for _ in range(N)]
+
+    gx, W, b = of_each(T, B, G * H), of_each(G * H, cell.depth(P, H)), of_each(G * H)
+    R = of_each(P, H) if shape.P else []
+    own = of_each(cell.rows_of_units, H) if cell.rows_of_units else []
+    seed = random.seeds(N, device) if cell.random else None
     h0, c0 = normal(N, B, P), normal(N, S - 1, B, H)
     spans = None, None, None, None
 
     def call() -> None:
-        y, hn, cn, *kept = sequence_forward(cell.name, gx, W, b, R, [], None, h0, c0, *spans, True)
-        sequence_backward(cell.name, y, hn, cn, y, h0, c0, W, R, [], None, *spans, *kept[:2])
+        y, hn, cn, *kept = sequence_forward(cell.name, gx, W, b, R, own, seed, h0, c0, *spans, True)
+        sequence_backward(cell.name, y, hn, cn, y, h0, c0, W, R, own, seed, *spans, *kept[:2])
 
     return call
 
