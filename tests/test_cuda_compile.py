@@ -58,13 +58,17 @@ def expected() -> set[tuple[str, str, str]]:
     wide, whole = ("float64", "float32"), ("whole_forward", "whole_backward")
     keys |= {(f"softmax_{name}", "-", dtype) for name in whole for dtype in wide}
     for dtype in kernel_table.DTYPES.values():
-        every = ("forward_begin", "forward_end", "forward_projection")
-        keys |= {(name, "-", dtype) for name in (*every, "backward_begin", "backward_end")}
+        every = ("begin", "end")
+        keys |= {(f"{way}_{name}", "-", dtype) for way in ("forward", "backward") for name in every}
+        more = ("forward_projection", "forward_product", "backward_arrive", "backward_hidden")
+        keys |= {(name, "-", dtype) for name in more}
         keys |= {(f"softmax_{name}", "-", dtype) for name in LOSS}
         for cell in CELLS.values():
             names = ["forward_step", "backward_step", "backward_state"]
             if cell.second:
                 names += ["forward_operand", "backward_operand"]
+            if f"{cell.name}:layer_norm=True" in CELLS:
+                names += ["forward_row", "backward_row"]
             if dtype.endswith("16") and cell.by_cluster:
                 more = LARGEST if len(cell.gates) > 1 else ("backward[0, 2]",)
                 names += [f"cluster_{name}" for name in CLUSTER + more]
