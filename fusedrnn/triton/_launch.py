@@ -51,6 +51,7 @@ class Backward(NamedTuple):
 
 
 def forward_whole(p: Problem, layer: list[Forward], spans: Spans) -> None:
+    """One launch for the whole sequence, of all directions."""
     from .whole import whole_forward
 
     directions = [
@@ -65,6 +66,7 @@ def forward_whole(p: Problem, layer: list[Forward], spans: Spans) -> None:
 
 
 def forward_steps(p: Problem, layer: list[Forward], spans: Spans) -> None:
+    """Launches for each step, one direction after the other."""
     from . import normed, step
 
     T, B, H, P, Y, lengths = p.T, p.B, p.H, p.P, p.N * p.P, spans.lengths
@@ -112,6 +114,7 @@ def forward_steps(p: Problem, layer: list[Forward], spans: Spans) -> None:
 
 
 def backward_whole(p: Problem, layer: list[Backward], spans: Spans) -> None:
+    """One launch for the whole sequence, of all directions."""
     from .whole import whole_backward
 
     directions = [
@@ -126,6 +129,7 @@ def backward_whole(p: Problem, layer: list[Backward], spans: Spans) -> None:
 
 
 def backward_steps(p: Problem, layer: list[Backward], spans: Spans) -> None:
+    """Launches for each step, one direction after the other."""
     from . import normed, step
 
     T, B, H, P, Y, lengths = p.T, p.B, p.H, p.P, p.N * p.P, spans.lengths
