@@ -26,9 +26,11 @@ from .task import Results, results
 from .verify import allowed, rule
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-STEPWISE, CLUSTER = "stepwise CUDA", "cluster CUDA"
+STEPWISE, CLUSTER, GRID = "stepwise CUDA", "cluster CUDA", "grid CUDA"
 WHOLE, STEP = "Triton whole-sequence", "Triton per-step"
-KERNELS = {STEPWISE: "cuda", CLUSTER: "cuda", WHOLE: "triton", STEP: "triton"}
+RESIDENT = (CLUSTER, GRID)
+"""Those with W_hh on chip: 16 bits, and not every cell."""
+KERNELS = {STEPWISE: "cuda", CLUSTER: "cuda", GRID: "cuda", WHOLE: "triton", STEP: "triton"}
 """Every kernel of docs/gpu-status.md, and the backend that runs it."""
 
 Shape = tuple[int, int, int, int]
@@ -38,18 +40,20 @@ ASKED = "FUSEDRNN_CUDA_KERNEL"
 
 def dtypes(kernel: str) -> tuple[str, ...]:
     """Those that a kernel has."""
-    return tuple(d for d in DTYPES if kernel != CLUSTER or d.endswith("16"))
+    return tuple(d for d in DTYPES if kernel not in RESIDENT or d.endswith("16"))
 
 
 def cells(kernel: str) -> tuple[str, ...]:
     """Those that a kernel has."""
-    return tuple(name for name, cell in CELLS.items() if kernel != CLUSTER or cell.by_cluster)
+    return tuple(name for name, cell in CELLS.items() if kernel not in RESIDENT or cell.by_cluster)
 
 
 def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:
     """T, B, I, H: over more than one tile of rows and units, and not a multiple of any."""
     if kernel == CLUSTER:  # the second needs 16 CTAs, and has W_hh in shared memory too
         return [(33, 37, 24, 129), (17, 9, 24, 602)]
+    if kernel == GRID:  # number by number; 16 bytes at a time, with W_hh in shared memory too
+        return [(33, 37, 24, 129), (17, 9, 24, 1096)]
     if kernel != WHOLE:
         return [(33, 37, 24, 129)]
     shared = triton_plan.shared_memory(torch.device(device)) if device == "cuda" else 227 << 10
@@ -137,7 +141,7 @@ def check(kernel: str, case: Case, backend: str) -> list[dict[str, object]]:
 
 
 OURS = re.compile(
-    r"(?:fusedrnn::(?:\w+::)*)?((?:whole|cluster|forward|backward|operand|project|softmax)_?\w+)\b"
+    r"(?:fusedrnn::(?:\w+::)*)?((?:whole|cluster|grid|forward|backward|operand|project|softmax)_?\w+)\b"
 )
 """The kernels of csrc/cuda and fusedrnn/triton by their names in a profile."""
 
@@ -181,7 +185,7 @@ def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) 
 
 def cuda(run: gpu_check.Run) -> None:
     """The CUDA kernels: what runs everywhere first; where there are no clusters, a refusal."""
-    run_kernels(run, (STEPWISE, CLUSTER))
+    run_kernels(run, (STEPWISE, GRID, CLUSTER))
 
 
 def triton(run: gpu_check.Run) -> None:

@@ -14,9 +14,6 @@ constexpr double kLaunchUs = 2.2, kTileClocks = 700, kEpilogueClocks = 1500;
 // Of a row's way through its moments, its cell and back to memory, for as many units as threads.
 constexpr double kRowClocks = 6000;
 
-// The kernels that csrc/cuda has.
-constexpr bool built(SequenceKernel kernel) { return kernel != SequenceKernel::grid; }
-
 // One launch of a step: `terms` products of [rows, depth] by [depth, units * gates]. Without gates
 // it is one of whole rows.
 struct Launch {
@@ -113,12 +110,9 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
 
 std::vector<Plan> plans(const PlanProblem& p, const GpuDevice& d) {
   std::vector<Plan> all = {plan_cluster(p, d), plan_grid(p, d), plan_stepwise(p, d)};
-  for (Plan& plan : all) plan.built = built(plan.kernel);
-  const auto rank = [](const Plan& plan) {
-    return !plan.obstacle.empty() ? 2 : plan.built ? 0 : 1;
-  };
-  std::stable_sort(all.begin(), all.end(), [&](const Plan& a, const Plan& b) {
-    return rank(a) != rank(b) ? rank(a) < rank(b) : a.us_per_step < b.us_per_step;
+  std::stable_sort(all.begin(), all.end(), [](const Plan& a, const Plan& b) {
+    const bool serves = a.obstacle.empty();
+    return serves != b.obstacle.empty() ? serves : a.us_per_step < b.us_per_step;
   });
   return all;
 }

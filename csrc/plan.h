@@ -6,15 +6,14 @@
 //   grid       W_hh spread over all SMs for the whole sequence, h exchanged through L2
 //   cluster    W_hh spread over one thread-block cluster, h exchanged inside it (sm_90 and newer)
 //
-// Of these `built` says which the library has. The grid kernel is planned all the same: its
-// capacity and tiles are what the kernel to come will have to keep to. Times are a model, not
-// measurements.
+// Times are a model, not measurements.
 #pragma once
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "cluster_tile.h"
+#include "grid_tile.h"
 #include "sequence.h"
 
 namespace fusedrnn {
@@ -61,7 +60,6 @@ constexpr const char* kStepwiseOnly =
 // How one kernel would serve a problem.
 struct Plan {
   SequenceKernel kernel;
-  bool built = false;          // whether this library has it
   std::string obstacle = "";   // why it cannot serve the problem on the device; empty: it can
   int64_t rows = 0;            // batch rows of one pass ...
   int64_t units = 0;           // ... and hidden units of one CTA
@@ -78,9 +76,10 @@ struct Plan {
   double us_per_step = 0;      // predicted
   std::string reason = "";     // why these tiles
   ClusterWork work = {};       // the cluster kernel's: what it is launched with
+  GridWork grid = {};          // likewise the grid kernel's
 };
 
-// All three kernels, the one to run first: the fastest of those built that can serve.
+// All three kernels, the one to run first: the fastest of those that can serve.
 std::vector<Plan> plans(const PlanProblem&, const GpuDevice&);
 
 Plan plan_stepwise(const PlanProblem&, const GpuDevice&);

@@ -1,11 +1,8 @@
-// What a kernel would take that keeps W_hh on all SMs for a whole sequence: capacity, tiles, time.
+// The grid kernel's plan: how many CTAs have W_hh between them, how many such groups share the
+// batch, and how many rows each takes at a time.
 //
-// W_hh is the A operand of mma.sync m16n8k16, in registers as far as they go and in shared memory
-// for the rest; h is B, eight batch rows to a tile. A tile of 16 gate rows holds 4 units of an LSTM
-// (all four gates of a unit then meet in one warp), else 16 units of one gate. Float32 keeps the
-// same places with multiply-adds instead: its products are ieee, which tensor cores do not have.
+// What the kernel takes is in grid_tile.h, to which both keep; time is a model.
 #include <algorithm>
-#include <limits>
 #include <sstream>
 
 #include "plan.h"
@@ -13,110 +10,96 @@
 namespace fusedrnn {
 namespace {
 
-// Registers of a thread that are no weights. Forward: 182 - 128 as compiled for sm_90a at H = 512
-// on 16 CTAs; backward, whose accumulators cover all of H: 254 - 128.
-constexpr int kForwardRegisters = 54, kBackwardRegisters = 126;
-// The model, in clocks: an exchange of h across the grid, the maths of a cell, and what one SM gets
-// of L2 in bytes a clock when all of them read.
-constexpr double kGridExchange = 1400;
-constexpr double kForwardGates = 130, kBackwardGates = 360;
-constexpr double kL2PerClock = 24, kSharedPerClock = 128;
-constexpr int kMaxRows = 64;  // batch rows of one pass: eight tiles of eight
+// The model, in clocks: from the last store of h to the first load that finds it, what one SM gets
+// of L2 in bytes a clock when all of them read, half of a load's way (a warp has two pieces on
+// theirs), a product that waits for the one before, the maths of a cell for one pair of a thread;
+// and, once a call, microseconds of filling what is awaited and bytes of it a microsecond.
+constexpr double kExchange = 1400, kL2PerClock = 24, kPieceClocks = 300, kProductLatency = 33;
+constexpr double kForwardGates = 130, kBackwardGates = 360, kSharedPerClock = 128;
+constexpr double kFillUs = 2.5, kFillPerUs = 2e6;
 
-int units_of_a_tile(const PlanProblem& p) { return p.gates == 4 ? 4 : 16; }
-
-std::string why_never(const PlanProblem& p) {
-  if (p.stepwise_only) return kStepwiseOnly;
-  if (p.dtype == DType::f64) return "float64 is the stepwise kernel's alone";
+std::string why_never(const PlanProblem& p, const GpuDevice& d) {
+  if (d.arch < 80) return d.title + " is older than sm_80";
+  if (item_size(p.dtype) != 2) return "its products are those of tensor cores in 16 bits";
   if (p.projection) return "h is projected: its product would have to be resident too";
+  if (p.states > kClusterStates) return "the cell has more states than it makes room for";
+  if (p.stepwise_only) return kStepwiseOnly;
+  if (p.second > 0) return "the cell's second product would take a second exchange in each step";
+  if (std::max(p.T, p.B) > 1 << 30) return "it counts steps and rows in 32 bits";
   return "";
 }
 
-// h before and after the step, each row with 16 bytes against bank conflicts, and the barriers;
-// backward sends partial sums in float32 instead.
-int64_t exchange_bytes(const PlanProblem& p, int64_t rows) {
-  return 2 * rows * (ceil_div(p.H, 16) * 16 + 8) * (p.backward ? 4 : item_size(p.dtype)) + 256;
+// Clocks of one step of one group.
+double clocks(const GridWork& w, const PlanProblem& p, const GpuDevice& d) {
+  const int columns = w.rows / kClusterRows;
+  const double depth = double(w.warps) * w.spans * kClusterSpan;
+  const double product = double(w.tiles) * kClusterTile * depth * w.rows / d.mma16;
+  const int sums = (p.backward ? kGridBackward : kGridForward).sums;
+  const double chain = w.spans * 2.0 * columns / sums * kProductLatency;
+  const double rows = double(std::min<int64_t>(w.rows, p.B));
+  const double read = rows * double(grid_depth(p.gates, p.H, p.backward)) * 2 / kL2PerClock;
+  const double pieces = double(ceil_div(w.spans, kGridPiece) * columns - 1) * kPieceClocks;
+  // What of A is not in registers, for each column; and the warps' sums, in and out.
+  const double rest = double(w.shared - w.rest) * columns / kSharedPerClock;
+  const double added = 2.0 * w.lengths / kSharedPerClock;
+  const double gates = (p.backward ? kBackwardGates : kForwardGates) * (1 + w.pairs) / 2;
+  return kExchange + std::max({product, chain, read, pieces, rest}) + added + gates;
 }
 
-// Where `count` CTAs that share W_hh would keep it, `rows` batch rows at a time. False: they
-// cannot.
-bool reside(Plan& plan, const PlanProblem& p, const GpuDevice& d, int64_t count, int64_t rows) {
-  const int item = item_size(p.dtype), tile_units = units_of_a_tile(p);
-  const int64_t depth = ceil_div(p.H, 16) * 16;
-  plan.rows = rows;
-  plan.units = ceil_div(ceil_div(p.H, count), tile_units) * tile_units;
-  const int64_t tiles = ceil_div(p.gates * plan.units, 16);
-  plan.resident_bytes = tiles * 16 * depth * item;
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (int warps = 4; warps <= 16; warps += 4) {
-    const int threads = 32 * warps, used = p.backward ? kBackwardRegisters : kForwardRegisters;
-    const int most = std::min(kRegistersPerThread, kRegistersPerSm / threads / 8 * 8);
-    const int64_t wanted = ceil_div(tiles, warps) * 16 * depth * item / 128;  // of a thread
-    const int64_t kept = std::min<int64_t>(wanted, std::max(0, (most - used) / 4 * 4));
-    const int64_t rest = std::max<int64_t>(0, plan.resident_bytes - kept * threads * 4);
-    if (used > most || rest >= least) continue;
-    least = rest;
-    plan.threads = threads;
-    plan.registers = int(used + kept);
-  }
-  if (least + exchange_bytes(p, rows) > d.shared_per_cta) return false;
-  plan.shared = int(least + exchange_bytes(p, rows));
+Plan plan_of(GridWork w, const PlanProblem& p, const GpuDevice& d) {
+  Plan plan{SequenceKernel::grid};
+  const int64_t shares = ceil_div(p.B, w.rows);  // of the batch
+  plan.rounds = ceil_div(shares, w.groups);
+  w.groups = int(ceil_div(shares, plan.rounds));
+  plan.grid = w;
+  plan.rows = w.rows, plan.units = w.units;
+  plan.ctas = int64_t(p.directions) * w.groups * w.size;
+  plan.threads = 32 * w.warps;
+  plan.registers = kRegistersPerThread;
+  plan.shared = w.shared;
   plan.ctas_per_sm = 1;
-  return true;
-}
-
-// Clocks of one pass of one CTA, without the exchange.
-double clocks(const Plan& plan, const PlanProblem& p, const GpuDevice& d) {
-  const double multiply_adds = double(p.gates) * plan.units * p.H * plan.rows;
-  const double product = multiply_adds / (p.dtype == DType::f32 ? d.fma32 : d.mma16);
-  const double in_shared = double(plan.shared - exchange_bytes(p, plan.rows)) / kSharedPerClock;
-  return std::max(product, in_shared) + (p.backward ? kBackwardGates : kForwardGates);
-}
-
-// Takes `candidate` if it is faster than what there is.
-void keep_faster(Plan& best, const Plan& candidate) {
-  if (best.ctas == 0 || candidate.us_per_step < best.us_per_step) best = candidate;
-}
-
-Plan concluded(Plan best, const PlanProblem& p, const GpuDevice& d) {
-  std::ostringstream text;
-  const int64_t bytes = int64_t(p.gates) * p.H * p.H * item_size(p.dtype);
-  if (best.ctas == 0) {
-    text << "W_hh takes " << bytes / 1024 << " KB, more than all SMs of " << d.title << " can hold";
-    best.obstacle = text.str();
-  } else {
-    best.launches = 1;
-    text << "W_hh (" << bytes / 1024 << " KB) stays on chip, " << best.resident_bytes / 1024
-         << " KB in each of " << ceil_div(p.H, best.units) << " CTAs";
-    best.reason = text.str();
-  }
-  return best;
+  plan.resident_bytes = int64_t(w.warps) * w.tiles * w.spans * kClusterTileBytes;
+  plan.launches = 1;
+  const double load = double(plan.resident_bytes) / kL2PerClock / (d.ghz * 1e3);
+  const double filled = double(p.directions * p.B * p.H) * (p.backward ? p.gates : 1) * 2;
+  plan.us_per_step = plan.rounds * clocks(w, p, d) / (d.ghz * 1e3) + filled / kFillPerUs +
+                     (load + kFillUs) / std::max<int64_t>(p.T, 1);
+  return plan;
 }
 
 }  // namespace
 
 Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
   Plan best{SequenceKernel::grid};
-  best.obstacle = d.arch < 80 ? d.title + " is older than sm_80" : why_never(p);
+  best.obstacle = why_never(p, d);
   if (!best.obstacle.empty()) return best;
-  // Each direction splits its batch over groups of CTAs; each group holds all of W_hh.
-  for (int64_t groups = 1; groups * p.directions <= d.sms; groups *= 2) {
-    const int64_t mine = ceil_div(p.B, groups);
-    for (int64_t rows = 8; rows <= kMaxRows; rows *= 2) {
-      Plan plan{SequenceKernel::grid};
-      if (!reside(plan, p, d, d.sms / (groups * p.directions), rows)) break;
-      plan.rounds = ceil_div(mine, rows);
-      plan.ctas = groups * p.directions * ceil_div(p.H, plan.units);
-      // Forward: every CTA reads h. Backward: it writes and reads partial sums in float32.
-      const double bytes = double(mine) * p.H * (p.backward ? 8 : item_size(p.dtype));
-      const double exchange = (kGridExchange + bytes / kL2PerClock) * (p.second > 0 ? 2 : 1);
-      plan.us_per_step = (exchange + plan.rounds * clocks(plan, p, d)) / (d.ghz * 1e3);
-      keep_faster(best, plan);
-      if (rows >= mine) break;
+  const int most_tiles = (p.backward ? kGridBackward : kGridForward).tiles;
+  for (int tiles = 1; tiles <= most_tiles; ++tiles) {
+    for (int warps = kGridWarps; warps >= 1; warps /= 2) {
+      for (int rows = kClusterRows; rows <= kGridRows; rows += kClusterRows) {
+        GridWork work;
+        if (!grid_work(work, p.gates, p.H, tiles, warps, rows, p.backward)) continue;
+        const int64_t groups = d.sms / (int64_t(work.size) * p.directions);
+        if (work.shared > d.shared_per_cta || groups == 0) continue;
+        work.groups = int(groups);
+        const Plan plan = plan_of(work, p, d);
+        if (best.ctas == 0 || plan.us_per_step < best.us_per_step) best = plan;
+        if (rows >= p.B) break;
+      }
     }
-    if (groups >= p.B) break;
   }
-  return concluded(best, p, d);
+  std::ostringstream text;
+  const int64_t bytes = int64_t(p.gates) * p.H * p.H * item_size(p.dtype);
+  if (best.ctas == 0) {
+    text << "W_hh takes " << bytes / 1024 << " KB, more than all SMs of " << d.title << " can hold";
+    best.obstacle = text.str();
+    return best;
+  }
+  text << "W_hh (" << bytes / 1024 << " KB) stays on chip, " << best.resident_bytes / 1024
+       << " KB in each of " << best.grid.size << " CTAs";
+  if (best.grid.groups > 1) text << "; " << best.grid.groups << " such groups share the batch";
+  best.reason = text.str();
+  return best;
 }
 
 }  // namespace fusedrnn

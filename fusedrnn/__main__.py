@@ -25,7 +25,7 @@ SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 VARIABLES = {
     "FUSEDRNN_BACKEND": "which backend serves, instead of the fastest",
     "FUSEDRNN_CPU_ISA": "which CPU instruction set, instead of the best",
-    "FUSEDRNN_CUDA_KERNEL": "cluster or stepwise, instead of the planner's choice",
+    "FUSEDRNN_CUDA_KERNEL": "cluster, grid or stepwise, instead of the planner's choice",
     "FUSEDRNN_TRITON_TILES": "the file of measured tiles for Triton kernels",
     "TRITON_INTERPRET": "1: Triton kernels run in its interpreter",
     "OMP_NUM_THREADS": "CPU threads of torch and fusedrnn",

@@ -74,7 +74,6 @@ class Plan:
 
     Attributes:
         kernel: ``"stepwise"``, ``"grid"`` or ``"cluster"``; see csrc/plan.h.
-        built: whether this library has the kernel. The others are planned all the same.
         obstacle: why it cannot serve the problem on the device, or empty: it can.
         rows: batch rows of one pass of a CTA.
         units: hidden units of a CTA.
@@ -93,7 +92,6 @@ class Plan:
     """
 
     kernel: str
-    built: bool
     obstacle: str
     rows: int
     units: int
@@ -112,13 +110,13 @@ class Plan:
 
     @property
     def runs(self) -> bool:
-        """Whether this library could run it."""
-        return self.built and not self.obstacle
+        """Whether it could run."""
+        return not self.obstacle
 
 
 def _read(kind: type, line: str) -> Device | Plan:
     """One line of the native planner's."""
-    read = {str: str, int: int, float: float, bool: lambda text: text == "1"}
+    read = {str: str, int: int, float: float}
     values = line.split("|")
     return kind(*(read[f.type](v) for f, v in zip(fields(kind), values, strict=True)))
 
@@ -196,8 +194,7 @@ def plans(
         device: a name of :func:`devices`, ``"here"``, or a description.
 
     Returns:
-        Every kernel's plan: first those this library can run, the fastest at the front, then those
-        it does not have, then those that cannot serve the problem.
+        Every kernel's plan: the fastest at the front, those that cannot serve the problem last.
 
     Raises:
         ValueError: an argument names nothing known, or a size is not positive.
@@ -208,7 +205,7 @@ def plans(
         >>> from fusedrnn import plan
         >>> best, *others = plan.plans("gru", 1024, 16, 768, dtype=torch.bfloat16, device="h200")
         >>> best.kernel, best.ctas, best.launches
-        ('cluster', 32, 1)
+        ('grid', 96, 1)
     """
     if cell not in CELLS or not CELLS[cell].native:
         raise ValueError(f"cell is {cell!r}; it must be one of {', '.join(CELLS)}")
@@ -248,7 +245,6 @@ def describe(plan: Plan) -> list[str]:
     """A plan in words, line by line."""
     if plan.obstacle:
         return [f"{plan.kernel}: cannot serve this: {plan.obstacle}"]
-    state = "runs" if plan.built else "not in this library yet"
     weights = (
         f"{plan.resident_bytes:,} bytes of W_hh stay in each CTA"
         if plan.resident_bytes
@@ -257,7 +253,7 @@ def describe(plan: Plan) -> list[str]:
     cluster = f" in clusters of {plan.cluster}" if plan.cluster > 1 else ""
     passes = f", {plan.rounds} rounds a step" if plan.rounds > 1 else ""
     return [
-        f"{plan.kernel}: {state}; {plan.reason}",
+        f"{plan.kernel}: runs; {plan.reason}",
         f"  tiles     {plan.rows} rows x {plan.units} units a CTA; {weights}",
         f"  CTAs      {plan.ctas:,} of {plan.threads} threads{cluster}; {plan.ctas_per_sm} fit on "
         f"an SM{passes}",

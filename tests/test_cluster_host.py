@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import product
 
 import pytest
+import resident_case
 import test_cuda_host as stepwise
 import torch
-from exactness import assert_exact
-from sequence_case import CELLS, Case, check, inputs, native, plain, run, truth
-from torch.utils._pytree import tree_leaves
+from resident_case import DTYPES, SERVED, judge
+from sequence_case import CELLS, Case
 
 from fusedrnn import _autograd, plan
 
@@ -21,8 +21,6 @@ host = pytest.importorskip(
     "fusedrnn.fusedrnn_cluster_host",
     reason="not built: FUSEDRNN_TESTING=1 python setup.py build_ext --inplace",
 )
-SERVED = tuple(name for name, cell in CELLS.items() if cell.by_cluster)
-DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,6 @@ def on(monkeypatch):
     host.leave_out("")
 
 
-def judge(cell, case, dtype):
-    """The error rule for every output and gradient."""
-    tensors = inputs(cell, case, dtype)
-    theirs = run(plain, cell, case, tensors, dtype)
-    check(
-        run(stepwise.sequence, cell, case, tensors, dtype),
-        truth(cell, case, tensors),
-        theirs,
-        dtype,
-        cell.name,
-    )
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("cluster", "case"), CASES, ids=str)
 @pytest.mark.parametrize("name", SERVED)
@@ -103,67 +88,35 @@ def test_more_than_one_tile_of_everything(on, name, cluster, case):
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
 def test_order_of_warps_and_arrivals_does_not_matter(on, name):
-    """What is read before it has come, or overwritten before it was read, would change bits."""
     cluster, case = (Cluster(2), Case(6, 3, 70)) if name == "rnn_tanh" else (
         Cluster(4), Case(6, 3, 40, reset="given")
     )  # fmt: skip
-    tensors, results = inputs(CELLS[name], case, torch.bfloat16), []
-    for order in range(6):  # ascending, descending, random ones
-        on(cluster, order)
-        results.append(run(stepwise.sequence, CELLS[name], case, tensors, torch.bfloat16))
-    for other in results[1:]:
-        assert all(torch.equal(results[0][key], other[key]) for key in other)
+    resident_case.same_bits_in_any_order(on, cluster, name, case)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_both_directions_at_once_are_two_calls(on, name):
-    """Bit for bit."""
     on(Cluster(2))
     case = Case(3, 5, 35, directions=2, lengths=(1, 3, 2, 0, 3), reset="given")
-    tensors = inputs(CELLS[name], case, torch.float16)
-    together, apart = (
-        stepwise.round_trip(stepwise.Host(7, apart=one), CELLS[name], case, tensors)
-        for one in (False, True)
-    )
-    for a, b in zip(tree_leaves(together), tree_leaves(apart), strict=True):
-        assert torch.equal(a, b)
+    resident_case.both_directions_are_two_calls(name, case)
 
 
 @pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("missing", ["dy", "dhn", "dcn"])
 def test_absent_gradients_are_zero(on, name, missing):
     on(Cluster(1))
-    cell, case, device = CELLS[name], Case(3, 2, 5, directions=2), stepwise.Host()
-    gx, W, b, R, V, seed, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
-    y, hn, cn, saved, cells, _ = device.forward(cell.name, *given, True)
-    dout = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "dcn": torch.ones_like(cn)}
-    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
-    with_zero = device.backward(name, *(dout | {missing: dout[missing] * 0}).values(), *rest)
-    without = device.backward(name, *(dout | {missing: None}).values(), *rest)
-    assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
+    resident_case.an_absent_gradient_is_zero(name, missing)
 
 
 def test_inference_is_training_bit_for_bit(on):
     on(Cluster(2))
-    case, cell = Case(4, 3, 35, directions=2, reset="zeros"), CELLS["lstm"]
-    given = native(case, inputs(cell, case, torch.bfloat16))
-    saved, unsaved = (stepwise.Host().forward("lstm", *given, save)[:3] for save in (True, False))
-    assert all(torch.equal(a, b) for a, b in zip(saved, unsaved, strict=True))
+    resident_case.inference_is_training()
 
 
 @pytest.mark.parametrize("name", SERVED)
 def test_no_steps(on, name):
-    """The states pass through."""
     on(Cluster(1))
-    case = Case(0, 3, 4, directions=2, reset="given")
-    given = native(case, inputs(CELLS[name], case, torch.float16))
-    gx, W, b, R, V, seed, h0, c0, *spans = given
-    y, hn, cn, saved, cells, _ = stepwise.Host().forward(name, *given, True)
-    assert y.numel() == 0 and torch.equal(hn, h0) and torch.equal(cn, c0)
-    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
-    _, dh0, dc0, _, *dreset = stepwise.Host().backward(name, None, hn, cn, *rest)
-    assert torch.equal(dh0, hn) and torch.equal(dc0, cn)
-    assert not any(t.any() for t in dreset)
+    resident_case.states_pass_through_no_steps(name)
 
 
 @pytest.mark.parametrize("device", ["h200", "b200", "a100", "5090"])
@@ -187,42 +140,33 @@ def test_calls_get_the_kernel_that_the_planner_names(name, device, monkeypatch):
         )  # fmt: skip
         assert got == best.kernel, (H, B, dtype, backward, directions, proj)
         seen.add(got)
-    clusters = device in ("h200", "b200") and CELLS[name].by_cluster
-    assert seen == ({"cluster", "stepwise"} if clusters else {"stepwise"})
+    clusters = {"cluster"} if device in ("h200", "b200") else set()
+    assert seen == {"stepwise"} | (clusters | {"grid"} if CELLS[name].by_cluster else set())
 
 
-def test_a_cluster_that_does_not_fit_is_refused_and_said(monkeypatch):
+def test_what_does_not_fit_is_refused_and_the_next_best_serves(monkeypatch):
     problem = host.Problem(T=9, B=8, H=64, P=64, dtype="float16", y_row=64)
     wide = host.Problem(T=9, B=8, H=64, P=64, dtype="float32", y_row=64)
+    full = {"cluster": "no room", "grid": "no room either"}
     monkeypatch.delenv("FUSEDRNN_CUDA_KERNEL", raising=False)
     assert host.served("gru", problem) == "cluster"
-    assert host.served("gru", problem, refusal="no room") == "stepwise"
+    assert host.served("gru", problem, refusals={"cluster": "no room"}) == "grid"
+    assert host.served("gru", problem, refusals=full) == "stepwise"
+    assert host.served("gru", problem, device="a100", refusals={"grid": "no"}) == "stepwise"
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "stepwise")
     assert host.served("gru", problem) == "stepwise"
-    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "cluster")
-    assert host.served("gru", problem) == "cluster"
-    said = host.served("gru", problem, refusal="no room")
-    assert said == "FUSEDRNN_CUDA_KERNEL=cluster, but no room"
-    assert "tensor cores in 16 bits" in host.served("gru", wide)
-    assert "second product" in host.served("gru_reset_before", problem)
-    assert "more states" in host.served("slstm", problem)
-    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "grid")
-    assert "must be cluster or stepwise" in host.served("gru", problem)
+    for kernel, why in full.items():
+        monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", kernel)
+        assert host.served("gru", problem) == kernel
+        said = host.served("gru", problem, refusals=full)
+        assert said == f"FUSEDRNN_CUDA_KERNEL={kernel}, but {why}"
+        assert "tensor cores in 16 bits" in host.served("gru", wide)
+        assert "second product" in host.served("gru_reset_before", problem)
+        assert "more states" in host.served("slstm", problem)
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "fastest")
+    assert "must be cluster, grid or stepwise" in host.served("gru", problem)
 
 
 @pytest.mark.parametrize("part", ["wait", "sync_cta", "sync_cluster"])
 def test_every_part_of_the_protocol_is_needed(on, part):
-    """Without any one of them runs go wrong, and these tests see it."""
-    case, cell, seen = Case(6, 3, 40), CELLS["lstm"], 0
-    tensors = inputs(cell, case, torch.bfloat16)
-    theirs = run(plain, cell, case, tensors, torch.bfloat16)
-    true = truth(cell, case, tensors)
-    host.leave_out(part)
-    for order in range(2, 8):
-        on(Cluster(4), order)
-        try:
-            got = run(stepwise.sequence, cell, case, tensors, torch.bfloat16)
-            assert_exact(got, theirs, true, torch.bfloat16, part)
-        except (AssertionError, RuntimeError):
-            seen += 1
-    assert seen >= 3, seen
+    resident_case.it_is_needed(on, Cluster(4), Case(6, 3, 40), host.leave_out, part)

@@ -32,9 +32,11 @@ LARGEST = ("forward[0, 4]", "forward[1, 2]", "backward[0, 4]")  # cells of one g
 def registers(name: str, dtype: str, arch: str) -> int:
     """What __launch_bounds__ leaves of an SM's 65536: 2, 3 or 4 CTAs of 128 threads.
 
-    Cluster kernels are alone on an SM, with 256 threads (shape 0) or 384 (shape 1). Kernels that
-    see no data ("-") have up to 512.
+    Cluster and grid kernels are alone on an SM, with 256 threads (shape 1 of a cluster: 384).
+    Kernels that see no data ("-") have up to 512.
     """
+    if name.startswith("grid"):
+        return 255
     if name.startswith("cluster"):
         return 255 if "[0" in name else 168
     if dtype == "-":
@@ -72,6 +74,7 @@ def expected() -> set[tuple[str, str, str]]:
             if dtype.endswith("16") and cell.by_cluster:
                 more = LARGEST if len(cell.gates) > 1 else ("backward[0, 2]",)
                 names += [f"cluster_{name}" for name in CLUSTER + more]
+                names += ["grid_forward", "grid_backward"]
             keys |= {(name, cell.kernel, dtype) for name in names}
     return keys
 
@@ -148,5 +151,6 @@ ptxas info    : Used 8 registers, used 0 barriers, 380 bytes cmem[0]
 def test_there_is_a_source_for_every_dtype():
     shorts = ("f64", "f32", "bf16", "f16")
     expected = {f"{op}_{short}" for op in ("sequence", "softmax") for short in shorts}
-    expected |= {"cluster_bf16", "cluster_f16", "gpu", "softmax_plan", "softmax_whole"}
+    expected |= {f"{op}_{short}" for op in ("cluster", "grid") for short in ("bf16", "f16")}
+    expected |= {"gpu", "softmax_plan", "softmax_whole"}
     assert {p.stem for p in SOURCES.glob("*.cu")} == expected

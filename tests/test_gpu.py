@@ -106,6 +106,37 @@ def test_capture_and_replay(name, bidirectional, device):
         torch.testing.assert_close(graph.replay(), expected)
 
 
+class Loop:
+    """One layer's loop over time as ``Graph`` takes layers: no product of another library's."""
+
+    def __init__(self, cell, case, device):
+        tensors = inputs(cell, case, torch.bfloat16, device)
+        self.cell, (self.x, *self.rest) = cell, arguments(case, tensors)
+
+    def parameters(self):
+        return []
+
+    def __call__(self, x):
+        y, *_ = ops.sequence(self.cell, x, *self.rest)
+        return y, None
+
+
+@pytest.mark.parametrize("kernel", ["stepwise", "grid"])
+def test_a_replay_finds_nothing_of_the_one_before(kernel, device, monkeypatch):
+    """Bit for bit: CTAs of the grid kernel wait for what each replay fills anew."""
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the grid kernel begins with sm_80")
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", kernel)
+    loop = Loop(CELLS["lstm"], Case(T=9, B=11, H=136, directions=2), device)
+    x = loop.x.clone().requires_grad_()
+    graph = Graph(loop, x, device)
+    for _ in range(3):
+        with torch.no_grad():
+            x.copy_(torch.randn(x.shape))
+        expected = [t.clone() for t in graph.work()]
+        assert all(torch.equal(a, b) for a, b in zip(graph.replay(), expected, strict=True))
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_two_streams_at_once(name, device):
     """Each call's workspace and order belong to the stream that is current."""

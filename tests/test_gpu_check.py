@@ -146,9 +146,10 @@ def test_the_kernels_of_a_profile_are_recognised():
         "fusedrnn::cuda::softmax_walk(fusedrnn::SoftmaxTree, fusedrnn::SoftmaxGpuPlan)",
         "void (anonymous namespace)::softmax_warp_forward<float, float>(float*, float const*)",
         "void fusedrnn::cuda::cluster_forward<fusedrnn::base::GRU, __half, 0, 1>(...)",
+        "void fusedrnn::cuda::grid_backward<fusedrnn::base::GRU, __half>(...)",
     ]
-    expected = ["backward_operand_step", "cluster_forward", "forward_step", "softmax_walk"]
-    assert kernels_of(names) == [*expected, "whole_backward"]
+    expected = ["backward_operand_step", "cluster_forward", "forward_step", "grid_backward"]
+    assert kernels_of(names) == [*expected, "softmax_walk", "whole_backward"]
 
 
 def test_sizes_reach_the_kernel_that_is_meant():

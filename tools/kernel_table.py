@@ -32,8 +32,8 @@ the compiler. Registers a thread, by architecture; static shared memory in bytes
 spill stores, spill loads and stack over all architectures: 0 means that all stays in registers.
 
 Cluster kernels have the number of their shape (csrc/cluster_tile.h) and of tiles of eight batch
-rows in brackets. They are empty but on sm_90a and sm_100; their shared memory is dynamic, and
-`python -m fusedrnn plan` says how much.
+rows in brackets. They are empty but on sm_90a and sm_100, grid kernels before sm_80. The shared
+memory of both is dynamic, and `python -m fusedrnn plan` says how much.
 
 """
 

@@ -4,14 +4,17 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "../cells.h"
 #include "cluster_launchers.h"
+#include "grid_launchers.h"
 
 namespace fusedrnn {
 namespace cuda {
 
-// FUSEDRNN_CUDA_KERNEL=cluster|stepwise asks for one kernel instead of the planner's choice.
+// FUSEDRNN_CUDA_KERNEL=cluster|grid|stepwise asks for one kernel instead of the planner's choice.
 inline const char* kernel_asked_for() {
   const char* name = std::getenv("FUSEDRNN_CUDA_KERNEL");
   return name == nullptr ? "" : name;
@@ -24,53 +27,77 @@ inline bool operator==(const PlanProblem& a, const PlanProblem& b) {
          a.stepwise_only == b.stepwise_only;
 }
 
-// The cluster kernel's plan if it is the one to run, else null. Remembered: calls come in rows of
-// the same sizes, and planning takes longer than a launch.
-inline const Plan* cluster_plan(const PlanProblem& p, const GpuDevice& gpu, bool forced) {
+// The plans of the kernels with W_hh on chip that are to be tried for a call before the stepwise
+// one, or the one that is asked for. Remembered: calls come in rows of the same sizes, and planning
+// takes longer than a launch.
+inline const std::vector<Plan>& resident_plans(const PlanProblem& p, const GpuDevice& gpu,
+                                               const char* asked) {
   struct Memory {
     PlanProblem problem;
     const GpuDevice* gpu = nullptr;
-    bool forced = false;
-    Plan plan;
+    std::string asked;
+    std::vector<Plan> found;
   };
   static thread_local Memory last[2];  // forward and backward
   Memory& memory = last[p.backward];
-  if (memory.gpu != &gpu || memory.forced != forced || !(memory.problem == p)) {
-    memory = {p, &gpu, forced, forced ? plan_cluster(p, gpu) : plans(p, gpu).front()};
+  if (memory.gpu == &gpu && memory.asked == asked && memory.problem == p) return memory.found;
+  memory = {p, &gpu, asked, {}};
+  if (memory.asked == "cluster") {
+    memory.found = {plan_cluster(p, gpu)};
+  } else if (memory.asked == "grid") {
+    memory.found = {plan_grid(p, gpu)};
+  } else {
+    for (Plan& plan : plans(p, gpu)) {
+      if (plan.kernel == SequenceKernel::stepwise) break;
+      memory.found.push_back(std::move(plan));
+    }
   }
-  return memory.plan.kernel == SequenceKernel::cluster ? &memory.plan : nullptr;
+  return memory.found;
 }
 
-// Serves a call by the cluster kernel and sets `wrong`, or returns false: it is the stepwise
-// kernel's. run(kernels, plan, refused) launches.
+// run(kernels, work, refused) of the plan's kernel.
+template <class Cell, DType kType, class Run>
+const char* launched(const Plan& plan, bool& refused, Run run) {
+  if (plan.kernel == SequenceKernel::cluster) {
+    return run(Clustered<Cell, kType>(), plan.work, refused);
+  }
+  return run(Gridded<Cell, kType>(), plan.grid, refused);
+}
+
+// Serves a call by a kernel with W_hh on chip and sets `wrong`, or returns false: it is the
+// stepwise kernel's. run(kernels, work, refused) launches; where it is refused the next best is
+// tried.
 template <class Cell, class Args, class Run>
-bool by_cluster(const Args* p, int directions, bool backward, const char*& wrong, Run run) {
+bool by_resident(const Args* p, int directions, bool backward, const char*& wrong, Run run) {
   const char* asked = kernel_asked_for();
-  const bool forced = std::strcmp(asked, "cluster") == 0;
+  const bool stepwise = std::strcmp(asked, "stepwise") == 0;
+  const bool forced = std::strcmp(asked, "cluster") == 0 || std::strcmp(asked, "grid") == 0;
   const SequenceSizes& n = p->n;
   wrong = nullptr;
-  if (*asked != '\0' && !forced && std::strcmp(asked, "stepwise") != 0) {
-    wrong = "FUSEDRNN_CUDA_KERNEL must be cluster or stepwise, or not set";
+  if (*asked != '\0' && !forced && !stepwise) {
+    wrong = "FUSEDRNN_CUDA_KERNEL must be cluster, grid or stepwise, or not set";
     return true;
   }
   const GpuDevice* gpu = current_gpu();
-  if (n.B == 0 || gpu == nullptr || std::strcmp(asked, "stepwise") == 0) return false;
-  const Plan* plan =
-      cluster_plan({Cell::kGates, Cell::kStates, Cell::kSecond, n.T, n.B, n.H, n.P, n.dtype,
-                    p->weight_hr != nullptr, backward, directions, n.options.stepwise_only()},
-                   *gpu, forced);
-  if (plan == nullptr) return false;
-  bool refused = !plan->obstacle.empty();
-  const char* why = plan->obstacle.c_str();
-  if (!refused) {
-    why = n.dtype == DType::bf16 ? run(Clustered<Cell, DType::bf16>(), plan->work, refused)
-                                 : run(Clustered<Cell, DType::f16>(), plan->work, refused);
+  if (n.B == 0 || gpu == nullptr || stepwise) return false;
+  const PlanProblem problem = {Cell::kGates, Cell::kStates, Cell::kSecond,
+                               n.T,          n.B,           n.H,
+                               n.P,          n.dtype,       p->weight_hr != nullptr,
+                               backward,     directions,    n.options.stepwise_only()};
+  for (const Plan& plan : resident_plans(problem, *gpu, asked)) {
+    bool refused = !plan.obstacle.empty();
+    const char* why = plan.obstacle.c_str();
+    if (!refused) {
+      why = n.dtype == DType::bf16 ? launched<Cell, DType::bf16>(plan, refused, run)
+                                   : launched<Cell, DType::f16>(plan, refused, run);
+    }
+    if (refused && !forced) continue;
+    static thread_local std::string text;
+    if (refused) text = std::string("FUSEDRNN_CUDA_KERNEL=") + asked + ", but " + why;
+    wrong = refused ? text.c_str() : why;
+    return true;
   }
-  if (refused && !forced) return false;
-  static thread_local std::string text;
-  if (refused) text = std::string("FUSEDRNN_CUDA_KERNEL=cluster, but ") + why;
-  wrong = refused ? text.c_str() : why;
-  return true;
+  return false;
 }
 
 }  // namespace cuda

@@ -11,20 +11,12 @@
 // gradients of the gates have two as well: a warp that is ahead writes them while another still
 // multiplies those of the step before, and no warp is further ahead than one meeting of threads.
 #pragma once
-#include "cluster_product.cuh"
+#include "cluster_call.cuh"
 
 namespace fusedrnn {
 namespace cuda {
 
 #ifdef FRNN_CLUSTERS
-
-// What forward knew of one unit of one row in one step, as it comes from memory.
-template <class Cell, class Data>
-struct Recalled {
-  Data saved[Cell::kSaved], h, dy;
-  float before[Cell::kStates], after[Cell::kStates];  // from 1 on: the inner states
-  uint8_t cut, cut_after;  // whether it starts with the reset state, and the step after it
-};
 
 template <class Cell, class Data, int kShape, int kColumns>
 struct ClusterBackward {
@@ -50,7 +42,9 @@ struct ClusterBackward {
   float carry[kPairs][S];  // gradients of the states
 
   __device__ ClusterBackward(const SequenceBackward& problem, const ClusterWork& share, int group)
-      : p(problem), work(share), weights(share) {
+      : p(problem),
+        work(share),
+        weights(my_warp(), share.warps, share.tiles, share.spans, Exchange::memory() + share.rest) {
     char* memory = Exchange::memory();
     parts = reinterpret_cast<float*>(memory);
     resets = reinterpret_cast<float*>(memory + work.resets) + threadIdx.x;

@@ -1,11 +1,7 @@
-// The two policies of the cluster kernels on a GPU: what a warp multiplies and swaps with (Mma),
-// and how the CTAs of a cluster reach each other (Exchange). csrc/testing/cluster_host.h has both
-// for the host, so that the same control flow runs there.
+// How the CTAs of a cluster reach each other on a GPU (Exchange). csrc/testing/cluster_host.h has
+// the same for the host.
 #pragma once
-#include "product_mma.cuh"
-#ifdef FUSEDRNN_CUDA_HOST
-#include "../testing/cluster_host.h"
-#endif
+#include "resident_device.cuh"
 
 // On other GPUs the kernels are empty. sm_120 has clusters of 8 only, and half of the shared
 // memory.
@@ -18,27 +14,10 @@
 namespace fusedrnn {
 namespace cuda {
 
-struct Mma {
-  // sums += a b. All lanes of a warp take part, here and below.
-  template <class Data>
-  static __device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0,
-                                  uint32_t b1) {
-    mma(Data(), sums, a, b0, b1);
-  }
-  // What the lane that differs in these bits gave.
-  template <class T>
-  static __device__ T swap(T mine, int bits) {
-    return __shfl_xor_sync(0xffffffffu, mine, bits);
-  }
-};
-
 struct Exchange {
   using Address = uint32_t;  // in the shared memory of one CTA of the cluster
 
-  static __device__ char* memory() {
-    extern __shared__ __align__(128) char cluster_memory[];
-    return cluster_memory;
-  }
+  static __device__ char* memory() { return cta_memory(); }
   static __device__ int rank() {
     int rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

@@ -9,7 +9,7 @@
 // Two buffers of h suffice. h of step i + 1 goes where h of step i - 1 was; who sends it has all of
 // step i, to which every warp of every CTA contributed after it had read all of step i - 1.
 #pragma once
-#include "cluster_product.cuh"
+#include "cluster_call.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -92,7 +92,9 @@ struct ClusterForward {
   Brief state[kPairs][S];
 
   __device__ ClusterForward(const SequenceForward& problem, const ClusterWork& share, int group)
-      : p(problem), work(share), weights(share) {
+      : p(problem),
+        work(share),
+        weights(my_warp(), share.warps, share.tiles, share.spans, Exchange::memory() + share.rest) {
     char* memory = Exchange::memory();
     h = reinterpret_cast<Data*>(memory);
     barriers = reinterpret_cast<uint64_t*>(memory + work.barriers);

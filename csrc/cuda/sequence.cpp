@@ -1,5 +1,5 @@
-// Finds the CUDA kernels of a cell by name. Each call goes to the cluster kernel where the planner
-// says so, else to the stepwise kernel of its dtype.
+// Finds the CUDA kernels of a cell by name. Each call goes to the cluster or the grid kernel where
+// the planner says so, else to the stepwise kernel of its dtype.
 #include <cstring>
 
 #include "launchers.h"
@@ -33,10 +33,10 @@ template <class Cell>
 const char* forward(const SequenceForward* p, int directions, void* workspace, void* stream) {
 #ifndef FUSEDRNN_CUDA_HOST
   const char* wrong = nullptr;
-  const auto run = [&](auto k, const ClusterWork& work, bool& refused) {
+  const auto run = [&](auto k, const auto& work, bool& refused) {
     return k.forward(p, directions, work, stream, refused);
   };
-  if (cuda::by_cluster<Cell>(p, directions, false, wrong, run)) return wrong;
+  if (cuda::by_resident<Cell>(p, directions, false, wrong, run)) return wrong;
 #endif
   return with_dtype<Cell>(p->n.dtype,
                           [&](auto k) { return k.forward(p, directions, workspace, stream); });
@@ -46,10 +46,10 @@ template <class Cell>
 const char* backward(const SequenceBackward* p, int directions, void* workspace, void* stream) {
 #ifndef FUSEDRNN_CUDA_HOST
   const char* wrong = nullptr;
-  const auto run = [&](auto k, const ClusterWork& work, bool& refused) {
+  const auto run = [&](auto k, const auto& work, bool& refused) {
     return k.backward(p, directions, work, stream, refused);
   };
-  if (cuda::by_cluster<Cell>(p, directions, true, wrong, run)) return wrong;
+  if (cuda::by_resident<Cell>(p, directions, true, wrong, run)) return wrong;
 #endif
   return with_dtype<Cell>(p->n.dtype,
                           [&](auto k) { return k.backward(p, directions, workspace, stream); });

@@ -1,8 +1,9 @@
 // A cluster's threads as fibers, and what its CTAs send each other, which comes late and in any
-// order.
+// order: into shared memory (send), or into global memory (publish), where some CTAs wait for it by
+// looking at it. A group of the grid kernels is a cluster too, of any size.
 //
 // What makes errors of the protocol visible:
-//   - who runs next, a warp or the arrival of something sent, goes by priorities that
+//   - who runs next, a warp or the arrival of something sent or published, goes by priorities that
 //     cluster_order draws anew every now and then: a warp may be as far ahead of another as the
 //     barriers allow, and something sent as late
 //   - shared memory starts as NaN; a barrier used before it is set up is an error
@@ -25,7 +26,7 @@ namespace host {
 // can happen; else the seed of random priorities.
 inline uint64_t cluster_order = 0;
 // A part of the protocol that is left out, to see that tests notice: "wait", "sync_cta",
-// "sync_cluster".
+// "sync_cluster", "sync_empty", "sync_full".
 inline std::string cluster_fault;
 
 class Cluster {
@@ -50,6 +51,13 @@ class Cluster {
   void wait(uint64_t* at, uint32_t parity);
   void send(int rank, size_t to, size_t at, uint64_t bytes) {
     ctas_[rank].coming.push_back({to, at, bytes});
+  }
+  void publish(void* to, uint32_t word, size_t bytes) { published_.push_back({to, word, bytes}); }
+  // Until so many numbers are there that others publish.
+  void await(const uint16_t* at, int count) {
+    if (all_there(at, count)) return;
+    looking_.push_back({at, count, running_});
+    park();
   }
   // Gives `mine` to the warp and returns what all lanes gave.
   template <class T>
@@ -83,6 +91,16 @@ class Cluster {
     size_t to, barrier;
     uint64_t bytes;
   };
+  struct Published {
+    void* to;
+    uint32_t word;
+    size_t bytes;
+  };
+  struct Looking {
+    const uint16_t* at;
+    int count;
+    Fiber* fiber;
+  };
   struct Cta {
     std::unique_ptr<char[]> memory{new char[kShared + 128]};
     Meeting meeting;
@@ -93,12 +111,19 @@ class Cluster {
   };
 
   static Barrier& barrier(uint64_t* at) { return *reinterpret_cast<Barrier*>(at); }
+  static bool all_there(const uint16_t* at, int count) {
+    return std::count(at, at + count, uint16_t(0xffff)) == 0;
+  }
   void begin(int index);
   void park() { swapcontext(&running_->context, &scheduler_); }
   void wake(Fiber* fiber) { fiber->warp->ready.push_back(fiber); }
   void meet(Meeting& meeting, int all);
   void advance(Cta& cta, uint64_t* at);
   void deliver(Cta& cta, std::mt19937_64& random);
+  void deliver_published(std::mt19937_64& random);
+  uint64_t draw_priority(std::mt19937_64& random) const {
+    return cluster_order > 1 ? random() >> 8 : cluster_order == 1 ? 0 : ~0ull;
+  }
   void resume(Warp& warp);
   void draw_priorities(std::mt19937_64& random);
   bool next(std::mt19937_64& random);
@@ -107,6 +132,9 @@ class Cluster {
   std::vector<Warp> warps_;
   std::vector<Cta> ctas_;
   Meeting everybody_;
+  std::vector<Published> published_;  // on its way
+  std::vector<Looking> looking_;      // waiting for it
+  uint64_t published_priority_ = 0;
   const std::function<void()>* body_ = nullptr;
   const char* wrong_ = nullptr;
   Fiber* running_ = nullptr;
@@ -118,6 +146,7 @@ inline const char* Cluster::run(int first, int size, int threads, size_t shared,
                                 const std::function<void()>& body, std::mt19937_64& random) {
   if (shared > kShared) return "more shared memory than a CTA has";
   first_ = first, threads_ = threads, body_ = &body, wrong_ = nullptr, everybody_ = {};
+  published_.clear(), looking_.clear();
   if (fibers_.size() < size_t(size) * threads) fibers_ = std::vector<Fiber>(size * threads);
   warps_ = std::vector<Warp>(size * threads / 32);
   ctas_.resize(size);
@@ -226,6 +255,20 @@ inline void Cluster::deliver(Cta& cta, std::mt19937_64& random) {
   advance(cta, at);
 }
 
+inline void Cluster::deliver_published(std::mt19937_64& random) {
+  const size_t which = cluster_order > 1 ? random() % published_.size() : 0;
+  const Published one = published_[which];
+  published_[which] = published_.back();
+  published_.pop_back();
+  std::memcpy(one.to, &one.word, one.bytes);
+  const auto has_come = [&](const Looking& l) {
+    const bool here = one.to >= l.at && one.to < l.at + l.count && all_there(l.at, l.count);
+    if (here) wake(l.fiber);
+    return here;
+  };
+  looking_.erase(std::remove_if(looking_.begin(), looking_.end(), has_come), looking_.end());
+}
+
 // All lanes of a warp that can run, each until it waits.
 inline void Cluster::resume(Warp& warp) {
   std::vector<Fiber*> ready;
@@ -245,9 +288,8 @@ inline void Cluster::draw_priorities(std::mt19937_64& random) {
                          : cluster_order == 1 ? i + 1
                                               : warps_.size() - i;
   }
-  for (Cta& cta : ctas_) {
-    cta.priority = cluster_order > 1 ? random() >> 8 : cluster_order == 1 ? 0 : ~0ull;
-  }
+  for (Cta& cta : ctas_) cta.priority = draw_priority(random);
+  published_priority_ = draw_priority(random);
 }
 
 // One more thing happens. False: nothing can.
@@ -261,12 +303,16 @@ inline bool Cluster::next(std::mt19937_64& random) {
   for (Cta& one : ctas_) {
     if (!one.coming.empty() && (cta == nullptr || one.priority > cta->priority)) cta = &one;
   }
-  if (warp == nullptr && cta == nullptr) return false;
-  if (warp == nullptr || (cta != nullptr && cta->priority > warp->priority)) {
-    deliver(*cta, random);
-  } else {
-    resume(*warp);
-  }
+  uint64_t highest = 0;
+  std::function<void()> event;
+  const auto offer = [&](bool there, uint64_t priority, auto happens) {
+    if (there && (!event || priority > highest)) event = happens, highest = priority;
+  };
+  if (warp != nullptr) offer(true, warp->priority, [&, warp] { resume(*warp); });
+  if (cta != nullptr) offer(true, cta->priority, [&, cta] { deliver(*cta, random); });
+  offer(!published_.empty(), published_priority_, [&] { deliver_published(random); });
+  if (!event) return false;
+  event();
   return true;
 }
 

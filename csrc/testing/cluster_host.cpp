@@ -123,10 +123,11 @@ Answer run_backward(const std::string& cell, const Problem& problem,
   });
 }
 
-// Which kernel a call on a known GPU gets, "cluster" or "stepwise", or what is wrong. `refusal`:
-// what the driver says when clusters are to be launched; empty: it launches them.
+// Which kernel a call on a known GPU gets, "cluster", "grid" or "stepwise", or what is wrong.
+// `refusals`: what the driver says when a kernel is to be launched; absent: it launches it.
 std::string served(const std::string& cell, const Problem& problem, bool projection, bool backward,
-                   int directions, const std::string& device, const std::string& refusal) {
+                   int directions, const std::string& device,
+                   const std::map<std::string, std::string>& refusals) {
   gpu = nullptr;
   for (const GpuDevice& d : known_devices()) {
     if (d.name == device) gpu = &d;
@@ -136,19 +137,23 @@ std::string served(const std::string& cell, const Problem& problem, bool project
   if (problem.dtype == "float32") p.n.dtype = DType::f32;
   p.weight_hr = projection ? &p : nullptr;
   const char* wrong = "no such cell";
-  bool by_cluster = false;
-  const auto run = [&](auto, const ClusterWork&, bool& refused) {
-    refused = !refusal.empty();
-    return refused ? refusal.c_str() : nullptr;
+  std::string kernel = "stepwise";
+  const auto run = [&](auto, const auto& work, bool& refused) {
+    const bool cluster = std::is_same_v<std::decay_t<decltype(work)>, ClusterWork>;
+    const std::string name = cluster ? "cluster" : "grid";
+    const auto found = refusals.find(name);
+    refused = found != refusals.end();
+    if (!refused) kernel = name;
+    return refused ? found->second.c_str() : nullptr;
   };
-  const std::string kernel = read_cell(cell).kernel;
-#define X(...)                                                                        \
-  if (kernel == __VA_ARGS__::kName) {                                                 \
-    by_cluster = cuda::by_cluster<__VA_ARGS__>(&p, directions, backward, wrong, run); \
+  const std::string name = read_cell(cell).kernel;
+#define X(...)                                                            \
+  if (name == __VA_ARGS__::kName) {                                       \
+    cuda::by_resident<__VA_ARGS__>(&p, directions, backward, wrong, run); \
   }
   FRNN_FOR_EACH_CELL(X)
 #undef X
-  return wrong != nullptr ? wrong : by_cluster ? "cluster" : "stepwise";
+  return wrong != nullptr ? wrong : kernel;
 }
 
 void choose(int shape, int size, int rows, bool backward) {
@@ -176,8 +181,8 @@ PYBIND11_MODULE(fusedrnn_cluster_host, m) {
         py::arg("backward"), "How clusters share the problems of the calls that follow.");
   m.def("served", served, py::arg("cell"), py::arg("problem"), py::kw_only(),
         py::arg("projection") = false, py::arg("backward") = false, py::arg("directions") = 1,
-        py::arg("device") = "h200", py::arg("refusal") = "",
-        "Which kernel a call gets, \"cluster\" or \"stepwise\", or what is wrong.");
+        py::arg("device") = "h200", py::arg("refusals") = std::map<std::string, std::string>(),
+        "Which kernel a call gets, \"cluster\", \"grid\" or \"stepwise\", or what is wrong.");
   m.def(
       "leave_out", [](std::string what) { cuda::host::cluster_fault = std::move(what); },
       "Leaves out a part of the protocol: wait, sync_cta, sync_cluster; or nothing.");

@@ -1,4 +1,4 @@
-// The two policies of the cluster kernels on the host: csrc/cuda/cluster_device.cuh includes this
+// The two policies of the cluster kernels on the host: csrc/cuda/resident_device.cuh includes this
 // instead of its own when FUSEDRNN_CUDA_HOST is defined. All threads of a cluster are fibers
 // (cluster_fibers.h).
 #pragma once

@@ -128,7 +128,7 @@ class Cell:
 
     @cached_property
     def by_cluster(self) -> bool:
-        """Whether the CUDA cluster kernel has this cell: no second product, two states at most."""
+        """Whether the CUDA kernels with W_hh on chip have it: one product, two states at most."""
         special = self.random or self.weights or self.independent or self.full or self.norms
         return self.second == 0 and len(self.states) <= 2 and not special
 

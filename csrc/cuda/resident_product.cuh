@@ -1,5 +1,5 @@
-// The products of the cluster kernels: W_hh as A of mma.sync m16n8k16, in registers for the whole
-// sequence as far as they go and in shared memory for the rest; B is read from shared memory.
+// The products of the kernels with W_hh on chip: W_hh as A of mma.sync m16n8k16, in registers for
+// the whole sequence as far as they go and in shared memory for the rest.
 //
 // The order of k is free as long as A and B agree. In each span of 32, lane q of a group of four
 // has k = 8 q .. 8 q + 7: the first four in one product, the others in the next. So one 16-byte
@@ -7,13 +7,13 @@
 #pragma once
 #include "../cluster_tile.h"
 #include "brief.cuh"
-#include "cluster_device.cuh"
+#include "resident_device.cuh"
 #include "state.cuh"
 
 namespace fusedrnn {
 namespace cuda {
 
-#ifdef FRNN_CLUSTERS
+#ifdef FRNN_RESIDENT
 
 // A lane's place in a tile: rows g and g + 8 of A, column g of B, columns 2 q and 2 q + 1 of the
 // sums.
@@ -32,12 +32,12 @@ struct Resident {
   int first, stride, tiles, spans;  // tiles: how many of A are the warp's
   uint4* rest;  // [all tiles][spans - kSpans][2][32 lanes]: each lane reads what it has written
 
-  __device__ Resident(const ClusterWork& work)
-      : first(my_warp()),
-        stride(work.warps),
-        tiles((work.tiles - first + stride - 1) / stride),
-        spans(work.spans),
-        rest(reinterpret_cast<uint4*>(Exchange::memory() + work.rest)) {}
+  __device__ Resident(int first_tile, int every, int all_tiles, int all_spans, char* memory)
+      : first(first_tile),
+        stride(every),
+        tiles((all_tiles - first + stride - 1) / stride),
+        spans(all_spans),
+        rest(reinterpret_cast<uint4*>(memory)) {}
 
   // row(to, of, tile, i) gives what this lane has of row i of a tile in a span: eight values. `of`
   // is at(span), made once for all rows.
@@ -94,6 +94,29 @@ struct Resident {
     }
   }
 
+  // The same of one column in one span: of those in registers, when `span` is known to the
+  // compiler ...
+  template <int kChains>
+  __device__ void multiply_held(float (&sums)[kTiles][kChains][4], int span,
+                                const uint4& of_b) const {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      if (kTiles == 1 || m < tiles) twice<kChains>(sums[m], a[m][span], of_b, span);
+    }
+  }
+  // ... and of those in shared memory.
+  template <int kChains>
+  __device__ void multiply_rest(float (&sums)[kTiles][kChains][4], int span,
+                                const uint4& of_b) const {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      if (kTiles > 1 && m >= tiles) continue;
+      const uint4 low = *place(m, span, 0), high = *place(m, span, 1);
+      const uint32_t of_a[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+      twice<kChains>(sums[m], of_a, of_b, 0);
+    }
+  }
+
  private:
   __device__ uint4* place(int m, int span, int j) const {
     const int at = (first + m * stride) * (spans - kSpans) + span - kSpans;
@@ -124,17 +147,13 @@ struct Resident {
   }
 };
 
-#endif
-
-// What every CTA of a launch is told: a layer's directions, and how a cluster shares each.
-template <class Problem>
-struct ClusterCall {
-  Problem directions[2];
-  ClusterWork work;
-  int groups;  // clusters of one direction
+// What forward knew of one unit of one row in one step, as it comes from memory.
+template <class Cell, class Data>
+struct Recalled {
+  Data saved[Cell::kSaved], h, dy;
+  float before[Cell::kStates], after[Cell::kStates];  // from 1 on: the inner states
+  uint8_t cut, cut_after;  // whether it starts with the reset state, and the step after it
 };
-
-#ifdef FRNN_CLUSTERS
 
 // is_reset of a row of known length: the mask's own byte, so that nothing waits for it before it is
 // looked at.

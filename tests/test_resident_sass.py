@@ -1,4 +1,4 @@
-"""The machine code of the cluster kernels: the instructions that they are made for are in it."""
+"""The machine code of the cluster and grid kernels: it has the instructions they are made for."""
 
 import re
 import shutil
@@ -18,6 +18,15 @@ template __global__ void cluster_backward<LSTM, __nv_bfloat16, 0, 1>(
     const __grid_constant__ ClusterCall<SequenceBackward>);
 }}
 """
+GRID = """
+#include "grid.cuh"
+namespace fusedrnn { namespace cuda {
+template __global__ void grid_forward<LSTM, __nv_bfloat16>(
+    const __grid_constant__ GridCall<SequenceForward>);
+template __global__ void grid_backward<LSTM, __nv_bfloat16>(
+    const __grid_constant__ GridCall<SequenceBackward>);
+}}
+"""
 PRODUCTS = (
     32  # of a warp and step with all its weights in registers: 128 of them, four to a product
 )
@@ -35,10 +44,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def machine_code(folder: Path, arch: str) -> dict[str, str]:
+def machine_code(folder: Path, arch: str, text: str = SOURCE) -> dict[str, str]:
     """The text of each kernel."""
     source, binary = folder / "one.cu", folder / "one.cubin"
-    source.write_text(SOURCE)
+    source.write_text(text)
     code = ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     flags = ["-std=c++17", "-O3", "-DNDEBUG", f"-I{ROOT / 'csrc/cuda'}"]
     subprocess.run(["nvcc", *flags, *code, "-cubin", source, "-o", binary], check=True)
@@ -46,7 +55,7 @@ def machine_code(folder: Path, arch: str) -> dict[str, str]:
         [disassembler(), "-sass", binary], check=True, capture_output=True, text=True
     ).stdout
     _, *functions = re.split(r"Function : ", text)
-    return {re.search(r"cluster_\w+?ward", body)[0]: body for body in functions}
+    return {re.search(r"(cluster|grid)_\w+?ward", body)[0]: body for body in functions}
 
 
 def test_instructions_of_hopper(tmp_path):
@@ -72,3 +81,23 @@ def test_nothing_where_there_are_no_clusters(tmp_path):
     for name, text in machine_code(tmp_path, "80").items():
         assert len(re.findall(r"^\s+/\*[0-9a-f]{4}\*/", text, re.MULTILINE)) < 30, name
         assert "HMMA" not in text
+
+
+def test_what_ctas_of_a_grid_exchange_takes_no_fence(tmp_path):
+    """Loads and stores at the scope of the GPU, which pass by L1; nothing that waits for memory."""
+    found = machine_code(tmp_path, "80", GRID)
+    assert set(found) == {"grid_forward", "grid_backward"}
+    for name, text in found.items():
+        count = {
+            what: len(re.findall(pattern, text))
+            for what, pattern in {
+                "tensor cores": r"HMMA\.16816\.F32\.BF16",
+                "looks": r"LDG\.E\.128\.STRONG\.GPU",
+                "words": r"STG\.E\.STRONG\.GPU",
+                "fences": r"MEMBAR|CCTL\.IVALL|ERRBAR",
+                "stack": r"LDL|STL",
+            }.items()
+        }
+        assert count["tensor cores"] >= PRODUCTS - 4, (name, count)  # backward: 14 spans a tile
+        assert count["looks"] and count["words"], (name, count)
+        assert count["fences"] == count["stack"] == 0, (name, count)

@@ -1,0 +1,132 @@
+// The grid kernels' host side: which instance serves a plan, whether all its CTAs run at once, what
+// is filled before, and the launch. One launch runs a whole sequence, both directions of a layer
+// side by side.
+#pragma once
+#include "grid_backward.cuh"
+#include "grid_forward.cuh"
+#include "grid_launchers.h"
+
+namespace fusedrnn {
+namespace cuda {
+
+// What the planner knows too (plan_grid.cpp).
+template <class Cell>
+constexpr bool kGridServes = Cell::kSecond == 0 && Cell::kStates <= kClusterStates;
+
+template <class Problem>
+using GridKernel = void (*)(const GridCall<Problem>);
+
+// What the CTAs read of each other in a direction: `height` rows of `width` bytes, `pitch` apart.
+struct Awaited {
+  void* at;
+  size_t pitch, width, height;
+};
+template <class Cell>
+Awaited awaited(const SequenceForward& p) {
+  const SequenceSizes& n = p.n;
+  return {p.y, size_t(n.y_row) * 2, size_t(n.H) * 2, size_t(n.T * n.B)};
+}
+template <class Cell>
+Awaited awaited(const SequenceBackward& p) {
+  const SequenceSizes& n = p.n;
+  const size_t width = size_t(Cell::kGrads * n.H) * 2;
+  return {p.grads, width, width, size_t(n.T * n.B)};
+}
+
+#ifndef FUSEDRNN_CUDA_HOST
+// The launch is cooperative: all CTAs run at once, or the driver refuses. It is asked before under
+// the limits of the moment (other tenants, fewer SMs), so that nothing is filled in vain.
+struct GridLaunch {
+  cudaLaunchAttribute attribute;
+  cudaLaunchConfig_t config = {};
+
+  static bool failed(cudaError_t error) {
+    if (error != cudaSuccess) (void)cudaGetLastError();  // so that nobody reports it a second time
+    return error != cudaSuccess;
+  }
+
+  // Returns why the kernel cannot be launched, or null.
+  template <class Kernel>
+  const char* prepare(Kernel kernel, const GridWork& work, int64_t ctas, cudaStream_t stream) {
+    const void* symbol = reinterpret_cast<const void*>(kernel);
+    cudaFuncAttributes about;
+    if (failed(cudaFuncGetAttributes(&about, symbol))) return "the driver has no grid kernel";
+    if (about.ptxVersion < 80) return "the library has no code of the grid kernel for this GPU";
+    if (failed(cudaFuncSetAttribute(symbol, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    work.shared))) {
+      return "the driver does not allow so much shared memory";
+    }
+    int device = 0, sms = 0, cooperative = 0, each = 0;
+    if (failed(cudaGetDevice(&device)) ||
+        failed(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) ||
+        failed(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device)) ||
+        failed(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, work.warps * 32,
+                                                             size_t(work.shared)))) {
+      return "the driver does not say how many CTAs run at once";
+    }
+    if (cooperative == 0 || int64_t{each} * sms < ctas)
+      return "not all its CTAs fit on the GPU now";
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.gridDim = dim3(static_cast<unsigned>(ctas));
+    config.blockDim = dim3(static_cast<unsigned>(work.warps * 32));
+    config.dynamicSmemBytes = static_cast<size_t>(work.shared);
+    config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = 1;
+    return nullptr;
+  }
+};
+
+// Nothing here waits or allocates: fit for capture in a CUDA graph.
+template <class Problem>
+const char* launch_grid(GridKernel<Problem> kernel, const GridCall<Problem>& call, int directions,
+                        const Awaited (&fill)[2], cudaStream_t stream, bool& refused) {
+  GridLaunch launch;
+  const int64_t ctas = int64_t{call.work.size} * call.work.groups * directions;
+  const char* why = launch.prepare(kernel, call.work, ctas, stream);
+  refused = why != nullptr;
+  if (refused) return why;
+  for (int d = 0; d < directions; ++d) {
+    const Awaited& f = fill[d];
+    if (f.width == 0 || f.height == 0) continue;
+    const cudaError_t error =
+        cudaMemset2DAsync(f.at, f.pitch, kAbsent & 0xff, f.width, f.height, stream);
+    if (GridLaunch::failed(error)) return cudaGetErrorString(error);
+  }
+  const cudaError_t error = cudaLaunchKernelEx(&launch.config, kernel, call);
+  refused = error == cudaErrorCooperativeLaunchTooLarge;
+  return GridLaunch::failed(error) ? cudaGetErrorString(error) : nullptr;
+}
+#endif
+
+template <class Cell, class Problem>
+const char* serve_grid(GridKernel<Problem> kernel, const Problem* p, int directions,
+                       const GridWork& work, void* stream, bool& refused) {
+  refused = kernel == nullptr;
+  if (refused) return "there is no instance of the grid kernel for this cell";
+  const GridCall<Problem> call = {{p[0], p[directions - 1]}, work};
+  const Awaited fill[2] = {awaited<Cell>(p[0]), awaited<Cell>(p[directions - 1])};
+  return launch_grid<Problem>(kernel, call, directions, fill, static_cast<cudaStream_t>(stream),
+                              refused);
+}
+
+template <class Cell, DType kType>
+const char* Gridded<Cell, kType>::forward(const SequenceForward* p, int directions,
+                                          const GridWork& work, void* stream, bool& refused) {
+  using Data = typename DataOf<kType>::type;
+  GridKernel<SequenceForward> kernel = nullptr;
+  if constexpr (kGridServes<Cell>) kernel = grid_forward<Cell, Data>;
+  return serve_grid<Cell>(kernel, p, directions, work, stream, refused);
+}
+
+template <class Cell, DType kType>
+const char* Gridded<Cell, kType>::backward(const SequenceBackward* p, int directions,
+                                           const GridWork& work, void* stream, bool& refused) {
+  using Data = typename DataOf<kType>::type;
+  GridKernel<SequenceBackward> kernel = nullptr;
+  if constexpr (kGridServes<Cell>) kernel = grid_backward<Cell, Data>;
+  return serve_grid<Cell>(kernel, p, directions, work, stream, refused);
+}
+
+}  // namespace cuda
+}  // namespace fusedrnn

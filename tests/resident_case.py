@@ -1,0 +1,98 @@
+"""What the host builds of the kernels with W_hh on chip are both asked (cluster, grid).
+
+The fixture ``on`` of each test file takes how the problem is shared among CTAs, and the order of
+what happens; after it the ops run on that kernel.
+"""
+
+import test_cuda_host as stepwise
+import torch
+from exactness import assert_exact
+from sequence_case import CELLS, Case, check, inputs, native, plain, run, truth
+from torch.utils._pytree import tree_leaves
+
+SERVED = tuple(name for name, cell in CELLS.items() if cell.by_cluster)
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def judge(cell, case, dtype):
+    """The error rule for every output and gradient."""
+    tensors = inputs(cell, case, dtype)
+    theirs = run(plain, cell, case, tensors, dtype)
+    check(
+        run(stepwise.sequence, cell, case, tensors, dtype),
+        truth(cell, case, tensors),
+        theirs,
+        dtype,
+        cell.name,
+    )
+
+
+def same_bits_in_any_order(on, shared, name, case):
+    """What is read before it has come, or overwritten before it was read, would change bits."""
+    tensors, results = inputs(CELLS[name], case, torch.bfloat16), []
+    for order in range(6):  # ascending, descending, random ones
+        on(shared, order)
+        results.append(run(stepwise.sequence, CELLS[name], case, tensors, torch.bfloat16))
+    for other in results[1:]:
+        assert all(torch.equal(results[0][key], other[key]) for key in other)
+
+
+def both_directions_are_two_calls(name, case):
+    """Bit for bit."""
+    tensors = inputs(CELLS[name], case, torch.float16)
+    together, apart = (
+        stepwise.round_trip(stepwise.Host(7, apart=one), CELLS[name], case, tensors)
+        for one in (False, True)
+    )
+    for a, b in zip(tree_leaves(together), tree_leaves(apart), strict=True):
+        assert torch.equal(a, b)
+
+
+def an_absent_gradient_is_zero(name, missing):
+    """``missing``: dy, dhn or dcn."""
+    cell, case, device = CELLS[name], Case(3, 2, 5, directions=2), stepwise.Host()
+    gx, W, b, R, V, seed, h0, c0, *spans = given = native(case, inputs(cell, case, torch.float16))
+    y, hn, cn, saved, cells, _ = device.forward(cell.name, *given, True)
+    dout = {"dy": torch.ones_like(y), "dhn": torch.ones_like(hn), "dcn": torch.ones_like(cn)}
+    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
+    with_zero = device.backward(name, *(dout | {missing: dout[missing] * 0}).values(), *rest)
+    without = device.backward(name, *(dout | {missing: None}).values(), *rest)
+    assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
+
+
+def inference_is_training():
+    """Bit for bit."""
+    case, cell = Case(4, 3, 35, directions=2, reset="zeros"), CELLS["lstm"]
+    given = native(case, inputs(cell, case, torch.bfloat16))
+    saved, unsaved = (stepwise.Host().forward("lstm", *given, save)[:3] for save in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(saved, unsaved, strict=True))
+
+
+def states_pass_through_no_steps(name):
+    """Forward and backward."""
+    case = Case(0, 3, 4, directions=2, reset="given")
+    given = native(case, inputs(CELLS[name], case, torch.float16))
+    gx, W, b, R, V, seed, h0, c0, *spans = given
+    y, hn, cn, saved, cells, _ = stepwise.Host().forward(name, *given, True)
+    assert y.numel() == 0 and torch.equal(hn, h0) and torch.equal(cn, c0)
+    rest = (y, h0, c0, W, R, V, seed, *spans, saved, cells)
+    _, dh0, dc0, _, *dreset = stepwise.Host().backward(name, None, hn, cn, *rest)
+    assert torch.equal(dh0, hn) and torch.equal(dc0, cn)
+    assert not any(t.any() for t in dreset)
+
+
+def it_is_needed(on, shared, case, leave_out, part):
+    """Without this part of the protocol runs go wrong, and these tests see it."""
+    cell, seen = CELLS["lstm"], 0
+    tensors = inputs(cell, case, torch.bfloat16)
+    theirs = run(plain, cell, case, tensors, torch.bfloat16)
+    true = truth(cell, case, tensors)
+    leave_out(part)
+    for order in range(2, 8):
+        on(shared, order)
+        try:
+            got = run(stepwise.sequence, cell, case, tensors, torch.bfloat16)
+            assert_exact(got, theirs, true, torch.bfloat16, part)
+        except (AssertionError, RuntimeError):
+            seen += 1
+    assert seen >= 3, seen
