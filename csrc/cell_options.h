@@ -37,12 +37,16 @@ struct CellOptions {
   bool residual = false, independent = false;
   bool peephole = false, full = false, layer_norm = false;
 
-  // Whether a unit has shares of its own in a step; drawn, where there is a seed.
+  // Whether a unit has shares of its own in a step, and whether anything is random at all; drawn,
+  // where there is a seed.
   FRNN_HD constexpr bool shares() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
+  FRNN_HD constexpr bool random() const {
+    return zoneout_h > 0 || zoneout_c > 0 || dropout > 0 || variational > 0;
+  }
 
   // What the resident GPU kernels leave to the stepwise one.
   FRNN_HD constexpr bool stepwise_only() const {
-    return shares() || variational > 0 || peephole || independent || full || layer_norm;
+    return random() || peephole || independent || full || layer_norm;
   }
   FRNN_HD constexpr CellOptions without_stepwise_only() const {
     CellOptions rest = *this;

@@ -57,7 +57,8 @@ FRNN_HD A factor_of_kept(double p) {
 // Dropout's factor: 0 with probability p, else 1 / (1 - p).
 template <class A>
 FRNN_HD A factor_of(uint64_t key, Stream stream, int64_t unit, double p) {
-  return random_bits(key, stream, uint32_t(unit)) < bits_below(p) ? factor_of_kept<A>(p) : A(0);
+  const bool kept = random_bits(key, stream, uint32_t(unit)) < bits_below(p);
+  return kept && p < 1 ? A(1 / (1 - p)) : A(0);
 }
 
 // The key of a row's numbers that hold for all its steps: by the factors of Stream::sequence h is

@@ -73,7 +73,7 @@ __device__ inline PerUnit<Wide<Data>> own_values(const Args& p, int64_t t, int64
   for (int k = 0; k < 3; ++k) {
     if (k < Cell::weights(options)) own.weight[k] = or_zero<Data>(p.weight_unit, k * p.n.H + unit);
   }
-  if (!options.shares()) return own;
+  if (!options.random()) return own;
   own.keep_h = W(1 - options.zoneout_h), own.keep_c = W(1 - options.zoneout_c), own.drop = W(1);
   if (p.seed == nullptr) return own;
   const uint64_t key = row_key(*p.seed, t, b);
