@@ -136,7 +136,8 @@ def plan(shape: Shape, shared: int) -> Plan:
     rows = 16 if shape.B <= 16 or dtype.itemsize == 8 else 32
     depth = 16 if dtype.itemsize == 8 else 32
     warps = 8 if rows == 32 else 4  # with 4, LSTM's kernels of 32 rows spill up to 44 registers
-    return Plan(False, rows, min(units, 32), depth, warps, 3, reason)
+    units = min(units, 16 if cell.full else 32)  # 32: two products spill 26 registers on sm_100
+    return Plan(False, rows, units, depth, warps, 3, reason)
 
 
 def rows(dtype: torch.dtype, H: int) -> Plan:
