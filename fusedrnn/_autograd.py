@@ -283,7 +283,7 @@ def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
         if gate >= G - cell.second:
             torch.mm(columns.t(), saved[:, :, cell.operand].flatten(0, 1), out=rows)
         elif met.reverse:
-            torch.mm(_first_step(columns.view(T, B, -1), met.lengths).t(), first, out=rows)
+            torch.mm(_first_step(columns.unflatten(0, (T, B)), met.lengths).t(), first, out=rows)
             rows.addmm_(columns[: T * B - B].t(), later)
         else:
             torch.mm(columns[:B].t(), first, out=rows)
