@@ -63,8 +63,12 @@ def stop(message: str) -> None:
 
 
 def tool(name: str) -> str | None:
-    """A program on PATH, or beside this Python: a venv's tools count when it is not activated."""
-    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    """A program beside this Python, whether its venv is activated or not, or on PATH.
+
+    So builds with and without pip's isolation, which puts a CMake of its own on PATH, have the same
+    one, and what one of them compiled serves the other.
+    """
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
 def torch_version(torch: Path) -> str:

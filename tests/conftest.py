@@ -24,6 +24,7 @@ LONGEST = (
     "test_isa.py",
     "test_triton_softmax.py",
     "test_build.py",
+    "test_user_cell.py",
     "test_sequence.py",
     "test_softmax.py",
 )
