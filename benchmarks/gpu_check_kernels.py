@@ -45,7 +45,7 @@ def dtypes(kernel: str) -> tuple[str, ...]:
 
 def cells(kernel: str) -> tuple[str, ...]:
     """Those that a kernel has."""
-    return tuple(name for name, cell in CELLS.items() if kernel not in RESIDENT or cell.by_cluster)
+    return tuple(name for name, cell in CELLS.items() if kernel not in RESIDENT or cell.resident)
 
 
 def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:

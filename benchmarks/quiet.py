@@ -71,6 +71,12 @@ class Quiet:
             self._kept.append((seconds, share))
         return True
 
+    def end(self) -> None:
+        """What was taken last is kept, however short a time it took."""
+        share = self._others.share()
+        if share is not None:
+            self._kept.append((time.monotonic() - self._since, share))
+
     def share(self) -> float | None:
         """The others' share of the time of all that was kept; None: the machine does not tell."""
         total = sum(seconds for seconds, _ in self._kept)

@@ -154,6 +154,7 @@ def alternate(
     finally:
         if collect:
             gc.enable()
+    quiet.end()
     return _with(samples, taken)
 
 

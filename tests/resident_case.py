@@ -10,7 +10,7 @@ from exactness import assert_exact
 from sequence_case import CELLS, Case, check, inputs, native, plain, run, truth
 from torch.utils._pytree import tree_leaves
 
-SERVED = tuple(name for name, cell in CELLS.items() if cell.by_cluster)
+SERVED = tuple(name for name, cell in CELLS.items() if cell.resident)
 DTYPES = (torch.bfloat16, torch.float16)
 
 

@@ -305,6 +305,13 @@ def test_what_others_disturbed_is_sampled_anew(monkeypatch):
     assert watch.share() == 0.0 and watch.lost > 0
 
 
+def test_the_shortest_run_tells_the_share_of_others(monkeypatch):
+    monkeypatch.setattr(quiet.Others, "share", lambda self: 0.25)
+    watch = quiet.Quiet()
+    timing.alternate([lambda: 1.0], seconds=-1.0, quiet=watch)
+    assert watch.share() == 0.25
+
+
 def test_patience_ends(monkeypatch):
     monkeypatch.setattr(quiet.Quiet, "WINDOW", 0.0)
     monkeypatch.setattr(quiet.Others, "share", lambda self: 0.5)

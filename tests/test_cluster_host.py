@@ -141,7 +141,7 @@ def test_calls_get_the_kernel_that_the_planner_names(name, device, monkeypatch):
         assert got == best.kernel, (H, B, dtype, backward, directions, proj)
         seen.add(got)
     clusters = {"cluster"} if device in ("h200", "b200") else set()
-    assert seen == {"stepwise"} | (clusters | {"grid"} if CELLS[name].by_cluster else set())
+    assert seen == {"stepwise"} | (clusters | {"grid"} if CELLS[name].resident else set())
 
 
 def test_what_does_not_fit_is_refused_and_the_next_best_serves(monkeypatch):

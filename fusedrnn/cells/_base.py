@@ -127,7 +127,7 @@ class Cell:
         return max(self.zoneout_h, self.zoneout_c, self.dropout, self.variational) > 0
 
     @cached_property
-    def by_cluster(self) -> bool:
+    def resident(self) -> bool:
         """Whether the CUDA kernels with W_hh on chip have it: one product, two states at most."""
         special = self.random or self.weights or self.independent or self.full or self.norms
         return self.second == 0 and len(self.states) <= 2 and not special
