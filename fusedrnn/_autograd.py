@@ -5,15 +5,22 @@ reference: it repeats the call, which double backward would have to hold on to o
 """
 
 from collections.abc import Iterable
-from itertools import groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import linear
 
 from . import random, reference
 from ._call import Reset, Weights
+from ._products import (
+    Needs,
+    before,
+    before_of,
+    norm_grads,
+    products,
+    unit_weight_grads,
+    weight_grad,
+)
 from .cells import CELLS, Cell
 
 
@@ -157,42 +164,60 @@ def gradients(
         cell, dy, dhn, dcn, y, h0, c0, _recurrent(weights), _each(weights, "weight_hr"),
         _each(weights, "weight_unit"), seed, lengths, mask, *anew, saved, cells,
     )  # fmt: skip
-    record, (T, B, D, H) = CELLS[cell], grads.shape[1:]
-    width, P = len(record.gates) * H, h0.shape[2]
-    dx: Tensor | None = None
+    record, each_needs, given = CELLS[cell], _weights(needs), weights[0].weight_ih is not None
+    met = _met(record, backend, y, h0, seed, lengths, resets)
+    matrix = any(n.weight_hh for n in each_needs) and not record.independent
+    biases = any(n.bias_ih or n.bias_hh for n in each_needs)
+    wanted = Needs(needs[0], any(n.weight_ih for n in each_needs), matrix, biases)
+    found = products(
+        record, backend, grads, x if given else None, _each(weights, "weight_ih"), y, h0, saved,
+        met, wanted,
+    )  # fmt: skip
     flat: list[Tensor | None] = []
-    for i, (w, need) in enumerate(zip(weights, _weights(needs), strict=True)):
-        rows = grads[i].view(T * B, D * H)
-        dgx = rows if D * H == width else rows[:, :width]
-        if needs[0] and w.weight_ih is not None:
-            dx = dgx @ w.weight_ih if dx is None else dx.addmm_(dgx, w.weight_ih)
-        reset = resets and resets.of(i)
-        h = y[..., i * P : (i + 1) * P]
-        met = _Met(h, h0[i], lengths, reset, i == 1, reset and reset.h)
-        if record.variational and seed is not None:
-            met = met._replace(factors=random.meeting(seed[i], h0[i], record.variational, backend))
-        new: list[Tensor | None] = [None] * len(need)
-        if need.weight_ih:
-            new[0] = dgx.t() @ x.flatten(0, 1)
-        if need.weight_hh:
-            met_h = not record.independent
-            new[1] = _weight_grad(record, rows, met, saved[i]) if met_h else w.weight_hh.clone()
-        if need.bias_hh or need.bias_ih:
-            new[2:4] = _bias_grads(record, rows.sum(0), need)
+    for i, (w, need) in enumerate(zip(weights, each_needs, strict=True)):
+        new = [of[i] if n and of else None for n, of in zip(need, found[1:], strict=False)]
+        new += [None] * (len(need) - len(new))
+        spans = (i == 1, lengths, resets and resets.of(i))
+        if need.weight_hh and record.independent:
+            new[1] = w.weight_hh.clone()
         if need.weight_hr:
             new[4] = dh[i].flatten(0, 1).t() @ hidden[i].flatten(0, 1)
         if need.weight_unit:
-            own = _unit_weight_grads(record, grads[i], met, cells[i], c0[i])
-            own += _norm_grads(record, grads[i], saved[i], cells[i])
+            h = met[i] if met else None
+            own = unit_weight_grads(record, grads[i], h, cells[i], c0[i], *spans)
+            own += norm_grads(record, grads[i], saved[i], cells[i])
             new[5] = torch.cat(own).to(y.dtype)
         if need.weight_ch:
-            rounded = met.of_inner(0, cells[i].to(y.dtype), c0[i])
-            new[6] = _weight_grad(record, rows, rounded, saved[i])
+            c = before_of(0, cells[i].to(y.dtype), c0[i], *spans)
+            new[6] = weight_grad(record, grads[i], c, saved[i])
         flat += new
+    dx: Tensor | None = None
     if needs[0]:
-        dx = grads.flatten(3)[..., :width] if dx is None else dx.view(x.shape)
+        dx = found.x if given else grads.flatten(3)[..., : len(record.gates) * grads.shape[4]]
     states = [g if n else None for g, n in zip((dh0, dc0, *danew), needs[1:5], strict=True)]
     return [dx, *states, *flat]
+
+
+def _met(
+    cell: Cell,
+    backend: str,
+    y: Tensor,
+    h0: Tensor,
+    seed: Tensor | None,
+    lengths: Tensor | None,
+    reset: Reset | None,
+) -> list[Tensor]:
+    """What met W_hh, of each direction; nothing where it is h of the step before, or h0."""
+    drawn = seed is not None and cell.variational
+    if not (cell.independent or reset or drawn or (lengths is not None and len(h0) > 1)):
+        return []
+    found, (mask, anew, _) = [], reset or (None, None, None)
+    for i, (first, h) in enumerate(zip(h0, y.unflatten(2, (len(h0), -1)).unbind(2), strict=True)):
+        met = before(h, first, i == 1, lengths, mask, None if anew is None else anew[i])
+        if drawn:
+            met = met * random.meeting(seed[i], first, cell.variational, backend)
+        found.append(met)
+    return found
 
 
 def _weights(leaves: tuple) -> tuple[Weights, ...]:
@@ -237,103 +262,9 @@ def forward(
     )  # fmt: skip
 
 
-class _Met(NamedTuple):
-    """A state as steps met it: h, which the rows of W_hh met, but for a cell's own operands."""
-
-    y: Tensor  # [T, B, P] of one direction, after each step
-    h0: Tensor  # [B, P]
-    lengths: Tensor | None
-    reset: Reset | None
-    reverse: bool
-    anew: Tensor | None  # [B, P], the reset state; None: zero
-    factors: Tensor | None = None  # [B, P], by which it is multiplied; None: 1
-
-    def of_inner(self, k: int, cells: Tensor, c0: Tensor) -> "_Met":
-        """The same of inner state k; ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H]."""
-        anew = self.reset and self.reset.c
-        anew, y = None if anew is None else anew[k], cells[:, k]
-        if self.reverse and self.lengths is not None:  # there a row begins where it ends
-            y = torch.where(alive(self.lengths, len(y)), y, 0)
-        return self._replace(y=y, h0=c0[k], anew=anew, factors=None)
-
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """It before each row's first step ``[B, P]``, and before the others ``[(T-1)*B, P]``."""
-        first, later = self.h0, self.y[1:] if self.reverse else self.y[:-1]
-        if self.reset is not None:
-            mask = self.reset.mask
-            cut, anew = mask[1:], 0 if self.anew is None else self.anew
-            if self.lengths is not None:
-                steps = torch.arange(1, len(mask), device=mask.device)
-                cut = cut & (steps.unsqueeze(-1) < self.lengths)
-            later = torch.where(cut.unsqueeze(-1), anew, later)
-            if not self.reverse:
-                first = torch.where(mask[0].unsqueeze(-1), anew, first)
-        if self.factors is not None:
-            first, later = first * self.factors, later * self.factors
-        return first, later.flatten(0, 1)
-
-
-def _weight_grad(cell: Cell, d: Tensor, met: _Met, saved: Tensor) -> Tensor:
-    """DU = sum over steps of (h-gradients)^T (what met U): [G*H, P]. ``d`` is [T*B, D*H]."""
-    (T, B, P), H, G = met.y.shape, saved.shape[3], len(cell.gates)
-    out = met.y.new_empty(G * H, P)
-    first, later = met.parts()
-    for gate, a, b in _runs(cell, cell.product_grad):
-        columns, rows = d[:, a * H : b * H], out[gate * H : (gate + b - a) * H]
-        if gate >= G - cell.second:
-            torch.mm(columns.t(), saved[:, :, cell.operand].flatten(0, 1), out=rows)
-        elif met.reverse:
-            torch.mm(_first_step(columns.unflatten(0, (T, B)), met.lengths).t(), first, out=rows)
-            rows.addmm_(columns[: T * B - B].t(), later)
-        else:
-            torch.mm(columns[:B].t(), first, out=rows)
-            rows.addmm_(columns[B:].t(), later)
-    return out
-
-
 def alive(lengths: Tensor, T: int) -> Tensor:
     """Where rows take part, ``[T, B, 1]``."""
     return (torch.arange(T, device=lengths.device).unsqueeze(-1) < lengths).unsqueeze(-1)
-
-
-def _unit_weight_grads(cell: Cell, d: Tensor, met: _Met, cells: Tensor, c0: Tensor) -> list[Tensor]:
-    """Of each unit's own weights ``[n, H]``: sums of a gate's gradient times a state's value.
-
-    ``d`` is [T, B, D, H], ``cells`` [T, S-1, B, H], ``c0`` [S-1, B, H]. Gates in a row that weigh
-    the same state are one product.
-    """
-    wide, sums = reference.state_dtype(d.dtype), []
-    for (state, after), group in groupby(cell.weights, lambda w: (w.state, w.after)):
-        gates = [w.gate for w in group]
-        rows = d[:, :, gates[0] : gates[-1] + 1].to(wide)  # [T, B, n, H]
-        if after:
-            sums.append((rows * cells[:, state - 1].unsqueeze(2)).sum((0, 1)))
-            continue
-        first, later = (met if state == 0 else met.of_inner(state - 1, cells, c0)).parts()
-        if met.reverse:
-            begin, rest = _first_step(rows, met.lengths), rows[:-1]
-        else:
-            begin, rest = rows[0], rows[1:]
-        total = (begin * first.unsqueeze(1)).sum(0)
-        sums.append(total + (rest * later.view(*rest.shape[:2], 1, rest.shape[3])).sum((0, 1)))
-    return sums
-
-
-def _norm_grads(cell: Cell, d: Tensor, saved: Tensor, cells: Tensor) -> list[Tensor]:
-    """Of layer normalisation's weights, in their order: ``[n, H]``. ``saved`` is [T, B, K, H]."""
-    if not cell.norms:
-        return []
-    G, H = len(cell.gates), d.shape[3]
-    wide = reference.state_dtype(d.dtype)
-    normal = layer_norm(saved[:, :, len(cell.saved) :].to(wide), (G, H))
-    sums = [
-        (d[:, :, first:last].to(wide) * normal[:, :, gate : gate + last - first]).sum((0, 1))
-        for gate, first, last in _runs(cell, cell.h_grad)
-    ]
-    if cell.norms > G:
-        of_c, c = d[:, :, -1:].to(wide), layer_norm(cells[:, :1].transpose(1, 2), (H,))
-        sums += [(of_c * c).sum((0, 1)), of_c.sum((0, 1))]
-    return sums
 
 
 def _recurrent(weights: tuple[Weights, ...]) -> list[Tensor]:
@@ -342,33 +273,3 @@ def _recurrent(weights: tuple[Weights, ...]) -> list[Tensor]:
         w.weight_hh if w.weight_ch is None else torch.cat((w.weight_hh, w.weight_ch), 1)
         for w in weights
     ]
-
-
-def _bias_grads(cell: Cell, total: Tensor, need: Weights) -> list[Tensor | None]:
-    """Those of bias_ih and bias_hh; ``total`` ``[D*H]`` is the sum over all rows."""
-    G, H = len(cell.gates), len(total) // cell.grads
-    dx = total[: G * H] if need.bias_ih else None
-    runs = [total[a * H : b * H] for _, a, b in _runs(cell, cell.h_grad)]
-    return [dx, torch.cat(runs) if need.bias_hh else None]
-
-
-def _runs(cell: Cell, vectors: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(gate, a, b): gates from that one on have their gradients in vectors a..b: one product.
-
-    ``vectors`` says which vector of gradients is that of each gate.
-    """
-    runs: list[tuple[int, int, int]] = []
-    for gate, index in enumerate(vectors):
-        if runs and gate != len(cell.gates) - cell.second and runs[-1][2] == index:
-            runs[-1] = (*runs[-1][:2], index + 1)
-        else:
-            runs.append((gate, index, index + 1))
-    return runs
-
-
-def _first_step(d: Tensor, lengths: Tensor | None) -> Tensor:
-    """Of a reverse sequence ``[T, B, ...]``, each row at the step where it begins."""
-    if lengths is None:
-        return d[-1]
-    steps = (lengths - 1).clamp(0, len(d) - 1)  # d of an empty row is zero everywhere
-    return d[steps, torch.arange(d.shape[1], device=d.device)]

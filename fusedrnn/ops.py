@@ -99,6 +99,19 @@ for _overload in ("native", "triton"):
     torch.library.register_fake(f"fusedrnn::sequence_backward.{_overload}", _fake_backward)
 
 
+_native.LIBRARY.define(
+    "sequence_step(str cell, Tensor x, Tensor h, Tensor? c, Tensor weight_ih, Tensor weight_hh,"
+    " Tensor? bias_ih, Tensor? bias_hh) -> (Tensor hn, Tensor cn)"
+)
+
+
+@torch.library.register_fake("fusedrnn::sequence_step")
+def _fake_step(
+    cell: str, x: Tensor, h: Tensor, c: Tensor | None, *weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return h.new_empty(h.shape), h.new_empty(0 if c is None else h.shape)
+
+
 def limits(cell: str, dtype: torch.dtype, projection: bool) -> dict[str, str | None]:
     """For each backend, why it cannot serve the sequence op on such a problem, or None."""
     reason, record = None, CELLS[cell]
@@ -188,3 +201,33 @@ def _normed_inputs(x: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, tup
     ]
     rest = tuple(w._replace(weight_ih=None, bias_ih=None, weight_ln_ih=None) for w in weights)
     return torch.stack(gx) if len(gx) > 1 else gx[0].unsqueeze(0), rest
+
+
+def step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
+    """One step of a cell of one or two states that has weight_ih, weight_hh and biases alone.
+
+    Args:
+        cell: a record of the registry.
+        x: ``[B, I]``.
+        states: ``[B, H]`` each.
+        weights: of the layer.
+
+    Returns:
+        The new states.
+
+    Raises:
+        RuntimeError: as ``sequence``.
+    """
+    matrices = weights[:4]
+    if not torch.is_grad_enabled() or not any(
+        t is not None and t.requires_grad for t in (x, *states, *matrices)
+    ):
+        backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, False))
+        if backend == "cpu":
+            h, *c = states
+            h, c = torch.ops.fusedrnn.sequence_step(cell.name, x, h, c[0] if c else None, *matrices)
+            return (h,) if len(states) == 1 else (h, c)
+    h0, *c0 = (s.unsqueeze(0) for s in states)
+    c0 = c0[0].unsqueeze(1) if c0 else h0.new_empty(1, 0, *h0.shape[1:])
+    _, hn, cn = sequence(cell, x.unsqueeze(0), (weights,), h0, c0)
+    return (hn.squeeze(0), *cn.squeeze(0).unbind(0))

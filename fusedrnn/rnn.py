@@ -110,11 +110,8 @@ def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:
     Returns:
         The new states, shaped as ``states``.
     """
-    x, states, _, (layer,) = _as_autocast_says(x, states, None, [(weights,)])
-    h0, c0 = _of_layer(tuple(s.unsqueeze(0) for s in states), 0, 1)
-    _, hn, cn = ops.sequence(cell, x.unsqueeze(0), layer, h0, c0)
-    h = hn.squeeze(0)
-    return (h,) if len(states) == 1 else (h, *cn.squeeze(0).unbind(0))
+    x, states, _, ((weights,),) = _as_autocast_says(x, states, None, [(weights,)])
+    return ops.step(cell, x, states, weights)
 
 
 def _of_layer(states: States, number: int, directions: int) -> tuple[Tensor, Tensor]:

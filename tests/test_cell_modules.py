@@ -47,6 +47,21 @@ def test_equals_torch(name, given, bias, shape, device, dtype):
 
 
 @pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("batch", [0, 1, 33])
+def test_a_step_without_gradients_has_the_bits_of_one_with_them(name, bias, batch, device, dtype):
+    cell, _, _ = twins(name, dtype, device, bias)
+    x = torch.randn(batch, 5, device=device).to(dtype)
+    h = torch.randn(batch, 7, device=device).to(dtype)
+    hx = (h, torch.randn_like(h)) if name == "lstm" else h
+    recorded = cell(x, hx)
+    with torch.no_grad():
+        alone = cell(x, hx)
+    for a, b in zip(*((r if name == "lstm" else (r,)) for r in (recorded, alone)), strict=True):
+        assert a.requires_grad and not b.requires_grad and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_steps_of_a_cell_are_the_layer(name, device):
     layer_class = {"lstm": fusedrnn.LSTM, "gru": fusedrnn.GRU}.get(name, fusedrnn.RNN)
     layer = layer_class(5, 7, **CELLS[name][2], device=device)

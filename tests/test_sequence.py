@@ -1,6 +1,7 @@
 """The sequence op: every cell of the registry against the reference, gradients by gradcheck."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ from sequence_case import (
     truth,
 )  # fmt: skip
 from torch.library import opcheck
+from torch.utils._pytree import tree_leaves
 
 import fusedrnn
 from fusedrnn import _native, ops, reference
+from fusedrnn._products import Needs, products
 from fusedrnn.cells import CELLS
 
 needs_native = pytest.mark.skipif(_native.MISSING is not None, reason=str(_native.MISSING))
@@ -319,6 +322,64 @@ def test_opcheck(cell, directions, lengths):
                 torch.ops.fusedrnn.sequence_backward.native,
                 (cell.name, *some, y, h0, c0, W, r, v, seed, *spans, saved, kept),
             )
+
+
+@cells
+@needs_native
+@directions
+@pytest.mark.parametrize("given", [False, True], ids=["y", "met"])
+def test_products_of_the_native_op_are_those_of_torch(cell, directions, given):
+    """Also of x that is not contiguous, as batch_first hands it over."""
+    N, T, B, I, H, G = directions, 4, 3, 5, 6, len(cell.gates)
+    new = partial(torch.randn, dtype=torch.float64)
+    x, h0, weight_ih = new(B, T, I).transpose(0, 1), new(N, B, H), list(new(N, G * H, I))
+    tensors = (new(N, T, B, cell.grads, H), x, weight_ih, new(T, B, N * H), h0)
+    tensors += (new(N, T, B, cell.kept, H), list(new(N, T, B, H)) if given else [])
+    for some in (Needs(True, True, True, True), Needs(False, False, True, False)):
+        ours, theirs = (products(cell, kind, *tensors, some) for kind in ("cpu", "triton"))
+        for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+            torch.testing.assert_close(a, b)
+        opcheck(torch.ops.fusedrnn.sequence_products, (cell.name, *tensors, *some))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (1, lambda grads: grads[0], "must have 5 dimensions"),
+        (1, lambda grads: grads[:, :, :, :3], "not those of one call"),
+        (2, lambda x: x[:3], r"x must be \[T, B, I\]"),
+        (3, lambda w: [], "weight_ih must hold a tensor for each direction"),
+        (3, lambda w: [w[0][1:]], "weight_ih must hold tensors of"),
+        (4, lambda y: y[:3], "not those of one call"),
+        (5, lambda h0: h0[..., 1:], "not those of one call"),
+        (6, lambda saved: saved[0], "must have 5 dimensions"),
+        (7, lambda met: met * 2, "met must hold a tensor for each direction or none"),
+        (7, lambda met: [met[0][1:]], "met must hold tensors of"),
+    ],
+)
+def test_products_check_what_would_read_out_of_bounds(index, change, message):
+    new = torch.randn
+    given = ["lstm", new(1, 4, 2, 4, 3), new(4, 2, 5), [new(12, 5)], new(4, 2, 3), new(1, 2, 3)]
+    given += [new(1, 4, 2, 5, 3), [new(4, 2, 3)], True, True, True, True]
+    torch.ops.fusedrnn.sequence_products(*given)
+    given[index] = change(given[index])
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fusedrnn.sequence_products(*given)
+
+
+@needs_native
+def test_opcheck_of_a_step():
+    new = torch.randn
+    for name, c, biases in (("lstm", new(2, 3), 2), ("rnn_tanh", None, 0)):
+        rows = 3 * len(CELLS[name].gates)
+        weights = [new(rows, 5), new(rows, 3), *[new(rows) for _ in range(biases)]]
+        weights += [None] * (4 - len(weights))
+        opcheck(torch.ops.fusedrnn.sequence_step, (name, new(2, 5), new(2, 3), c, *weights))
+    with pytest.raises(RuntimeError, match="a step takes h, and one more state as c"):
+        torch.ops.fusedrnn.sequence_step("lstm", new(2, 5), new(2, 3), None, *weights)
+    with pytest.raises(RuntimeError, match="weight_ih has shape"):
+        torch.ops.fusedrnn.sequence_step("lstm", new(2, 5), new(2, 3), new(2, 3), *weights)
 
 
 def test_many_steps(device):
