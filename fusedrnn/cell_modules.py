@@ -52,22 +52,24 @@ class RecurrentCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
     def _step(self, input: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        name, batched = type(self).__name__, input.dim() == 2
-        if input.dim() not in (1, 2):
+        batched = input.dim() == 2
+        if not batched and input.dim() != 1:
+            name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         x = input if batched else input.unsqueeze(0)
-        if x.shape[1] != self.input_size:
+        rows, features = x.shape
+        if features != self.input_size:
             raise RuntimeError(
-                f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}"
+                f"input has inconsistent input_size: got {features} expected {self.input_size}"
             )
-        shape = (x.shape[0], self.hidden_size)
+        cell, shape = CELLS[self.cell], (rows, self.hidden_size)
         if states is None:
-            states = (x.new_zeros(shape),) * len(CELLS[self.cell].states)
-        if any(s.shape != shape for s in states):
+            states = (x.new_zeros(shape),) * len(cell.states)
+        elif any(s.shape != shape for s in states):
             states = self._rows(states, shape)
-        self._check_dtypes(x, states)
         weights = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        new = rnn.step(CELLS[self.cell], x, states, weights)
+        self._check_dtypes(x, states, weights.weight_ih.dtype)
+        new = rnn.step(cell, x, states, weights)
         return new if batched else tuple(s.flatten() for s in new)
 
     def _rows(self, states: tuple[Tensor, ...], shape: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -84,8 +86,7 @@ class RecurrentCell(nn.Module):
                 )
         return tuple(rows)
 
-    def _check_dtypes(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
-        need = self.weight_ih.dtype
+    def _check_dtypes(self, x: Tensor, states: tuple[Tensor, ...], need: torch.dtype) -> None:
         if all(t.dtype == need for t in (x, *states)) or torch.is_autocast_enabled(x.device.type):
             return
         what, wrong = next(

@@ -70,6 +70,8 @@ def run(
         x, *final = run_layer(cell, x, layer, h0, c0, lengths, anew)
         finals.append(final)
     hn, cn = (torch.cat(f) if len(f) > 1 else f[0] for f in zip(*finals, strict=True))
+    if len(states) == 2:
+        return x, (hn, cn.squeeze(1))
     return x, (hn, *cn.unbind(1))
 
 
