@@ -79,9 +79,13 @@ def verify(task: Task, problem: Problem, may: float = 1.0) -> Verdict:
     return Verdict(worst[1], worst[2] if math.isfinite(worst[2]) else None, wrong, loss)
 
 
-def allowed(theirs: float, problem: Problem) -> float:
-    """The error that the rule allows where torch's own operator makes this one."""
-    dtype = problem.case.torch_dtype
+def allowed(theirs: float, problem: Problem, tf32: bool = False) -> float:
+    """The error that the rule allows where torch's own operator makes this one.
+
+    With ``tf32``, where numbers are rounded before they are multiplied: with tf32's epsilon, which
+    is that of float16.
+    """
+    dtype = torch.float16 if tf32 else problem.case.torch_dtype
     if dtype == torch.float64:
         return EXACT64
     return 2 * theirs + rule.FLOOR * torch.finfo(dtype).eps

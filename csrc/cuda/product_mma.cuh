@@ -43,7 +43,7 @@ __device__ inline void mma(__half, float (&c)[4], const uint32_t (&a)[4], uint32
   FRNN_MMA("f16");
 }
 #undef FRNN_MMA
-// tf32, m16n8k8: the 13 low bits of a and b must be zero.
+// tf32, m16n8k8: the 13 low bits of a and b are not looked at.
 __device__ inline void mma(float, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"

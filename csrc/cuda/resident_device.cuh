@@ -32,11 +32,10 @@ struct Mma {
                                   uint32_t b1) {
     mma(Data(), sums, a, b0, b1);
   }
-  // A float rounded to tf32, 10 bits after the first, halves away from zero.
-  static __device__ uint32_t rounded(float v) {
-    uint32_t bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
-    return bits & kTf32;
+  // A float rounded to tf32, halves away from zero; the bits that tf32 has not may be any.
+  static __device__ uint32_t rounded(uint32_t word) {
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(__uint_as_float(word)));
+    return word;
   }
   // What the lane that differs in these bits gave.
   template <class T>

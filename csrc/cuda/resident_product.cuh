@@ -106,21 +106,23 @@ struct Resident {
   template <int kChains>
   __device__ void multiply_held(float (&sums)[kTiles][kChains][4], int span,
                                 const uint4& of_b) const {
+    const auto& operand = prepared(of_b);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      if (kTiles == 1 || m < tiles) twice<kChains>(sums[m], a[m][span], of_b, span);
+      if (kTiles == 1 || m < tiles) twice<kChains>(sums[m], a[m][span], operand, span);
     }
   }
   // ... and of those in shared memory.
   template <int kChains>
   __device__ void multiply_rest(float (&sums)[kTiles][kChains][4], int span,
                                 const uint4& of_b) const {
+    const auto& operand = prepared(of_b);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       if (kTiles > 1 && m >= tiles) continue;
       const uint4 low = *place(m, span, 0), high = *place(m, span, 1);
       const uint32_t of_a[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
-      twice<kChains>(sums[m], of_a, of_b, 0);
+      twice<kChains>(sums[m], of_a, operand, 0);
     }
   }
 
@@ -130,22 +132,31 @@ struct Resident {
     return rest + (at * 2 + j) * 32 + threadIdx.x % 32;
   }
 
+  // 16 bytes of B as products of several tiles take them: 16-bit numbers as they are.
+  __device__ decltype(auto) prepared(const uint4& of_b) const {
+    if constexpr (sizeof(Data) == 2) {
+      return (of_b);
+    } else {
+      return Parts(of_b, tf32);
+    }
+  }
+
   template <int kChains>
   __device__ void twice(float (&sums)[kChains][4], const uint32_t (&of_a)[2][4], const uint4& of_b,
                         int span) const {
     const int chain = span * 2;
-    once(sums[chain % kChains], of_a[0], of_b.x, of_b.y);
-    once(sums[(chain + 1) % kChains], of_a[1], of_b.z, of_b.w);
-  }
-  __device__ void once(float (&sums)[4], const uint32_t (&of_a)[4], uint32_t b0,
-                       uint32_t b1) const {
     if constexpr (sizeof(Data) == 2) {
-      Mma::multiply<Data>(sums, of_a, b0, b1);
-    } else if (tf32) {
-      multiply_rounded(sums, of_a, b0, b1);
+      Mma::multiply<Data>(sums[chain % kChains], of_a[0], of_b.x, of_b.y);
+      Mma::multiply<Data>(sums[(chain + 1) % kChains], of_a[1], of_b.z, of_b.w);
     } else {
-      multiply_split(sums, of_a, b0, b1);
+      twice<kChains>(sums, of_a, Parts(of_b, tf32), span);
     }
+  }
+  template <int kChains>
+  __device__ void twice(float (&sums)[kChains][4], const uint32_t (&of_a)[2][4], const Parts& of_b,
+                        int span) const {
+    const int chain = span * 2;
+    multiply_float(sums[chain % kChains], sums[(chain + 1) % kChains], of_a, of_b, tf32);
   }
 
   template <class Of, class Row>
@@ -159,7 +170,7 @@ struct Resident {
         memcpy(words, &values, 16);
         if constexpr (sizeof(Data) == 4) {
 #pragma unroll
-          for (int v = 0; v < 4; ++v) words[v] = tf32 ? Mma::rounded(values.v[v]) : words[v];
+          for (int v = 0; v < 4; ++v) words[v] = tf32 ? Mma::rounded(words[v]) : words[v];
         }
       }
       to[0][half] = words[0], to[0][2 + half] = words[1];

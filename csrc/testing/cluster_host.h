@@ -82,10 +82,9 @@ struct Mma {
     }
   }
   // As cvt.rna.tf32.f32 does.
-  static uint32_t rounded(float v) {
-    uint32_t bits;
-    std::memcpy(&bits, &v, 4);
-    return v != v ? 0x7fffffffu & kTf32 : (bits + 0x1000u) & kTf32;
+  static uint32_t rounded(uint32_t word) {
+    const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
+    return nan ? 0x7fffffffu : word + 0x1000u;
   }
   template <class T>
   static T swap(T mine, int bits) {
