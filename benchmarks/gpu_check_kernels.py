@@ -96,19 +96,19 @@ def asking_for(kernel: str) -> Iterator[None]:
             os.environ[ASKED] = before
 
 
-def judged(got: Results, of: Sequence, tf32: bool) -> dict[str, tuple[float, float, str]]:
+def judged(got: Results, of: Sequence) -> dict[str, tuple[float, float, str]]:
     """For each direction, the error nearest to its bound: error, bound, tensor."""
-    return worst_errors(got, *of.judge(""), of, tf32)
+    return worst_errors(got, *of.judge(""), of)
 
 
 def worst_errors(
-    got: Results, truth: Results, yardstick: Results, of: Problem, tf32: bool = False
+    got: Results, truth: Results, yardstick: Results, of: Problem
 ) -> dict[str, tuple[float, float, str]]:
     """Likewise by this truth, and by torch's own operators in the dtype."""
     worst: dict[str, tuple[float, float, str]] = {}
     for name, value in got.items():
         error = rule.error(value, truth[name])
-        bound = allowed(rule.error(yardstick[name], truth[name]), of, tf32)
+        bound = allowed(rule.error(yardstick[name], truth[name]), of)
         direction = "backward" if name.startswith("d") else "forward"
         before = worst.get(direction, (-1.0, 1.0, ""))
         if not error / bound <= before[0] / before[1]:  # a NaN is the worst
@@ -135,7 +135,7 @@ def check(kernel: str, case: Case, backend: str, dtype: str) -> list[dict[str, o
         got, *again = once(), once(), once()
         same = all(torch.equal(got[name], other[name]) for other in again for name in got)
         names = kernels_of(gpu_check.launched(once, case.device))
-        found = judged(got, of, dtype == TF32)
+        found = judged(got, of)
     except Exception as error:
         failed = {"status": "failed", "reason": classify(error).reason}
         return [about | {"direction": d} | failed for d in ("forward", "backward")]
