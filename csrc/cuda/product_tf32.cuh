@@ -2,8 +2,7 @@
 // They do not look at the others.
 //
 //   rounded   one product of rounded numbers, where torch's switch allows it: 2^-11 of each number
-//   parts     a number is the sum of two of tf32, high + low with |low| <= 2^-11 |high|; of the
-//   four
+//   parts     a number is the sum of two of tf32, high and low, |low| <= 2^-11 |high|; of the four
 //             products three are made, and low * low, 2^-22 of the whole, is left out
 //
 // Tensor cores do not round their sums: they cut them off. What they add to is therefore zero in
