@@ -37,14 +37,16 @@ Each row stands for every cell: {cells}.
 The cluster and the grid kernel have all of them but `gru_reset_before`, whose second product they
 lack, and `slstm`, whose four states they have no room for. What a cell's options need
 launches of their own for, full peepholes and layer normalisation, only the stepwise kernel has;
-`gpu-check` tries it among the tests (`tests/test_gpu.py`), and no row here speaks of it.
+`gpu-check` tries it among the tests (`tests/test_gpu.py`), and no row here speaks of it. float32
+is held to the rule of float32; tf32 is float32 where `torch.backends.cudnn.rnn.fp32_precision` lets
+numbers be rounded before they are multiplied, and is held to a rule with the epsilon of float16.
 
 - **host**: the CUDA source itself, compiled by g++ with every CUDA thread as a fiber, against
   float64 under the error rule (`tests/test_cuda_host.py`, `tests/test_cluster_host.py`,
   `tests/test_grid_host.py`): every option, sizes across every tile border, random orders of
   threads, CTAs and of what CTAs send each other, NaN around every buffer. What tensor cores do is
-  done lane by lane, as the instructions define it. It cannot show what a GPU's memory system,
-  scheduler or compiler does.
+  done lane by lane, as the instructions define it; in float32 as they do it at worst, with sums
+  that are cut off. It cannot show what a GPU's memory system, scheduler or compiler does.
 - **compiled**: stepwise CUDA for sm_75, sm_80, sm_90a, sm_100 and sm_120, grid CUDA for those from
   sm_80 on, cluster CUDA for sm_90a and sm_100 (elsewhere they are empty, and the planner never
   picks them), no register spilled ([kernel-table.md](kernel-table.md),

@@ -22,7 +22,9 @@ def main(device: str) -> int:
     ]
     lengths = torch.arange(33, device=device) % 3 + 1
     counts = range(100, 0, -1)
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+    kinds = (torch.float32, torch.bfloat16, torch.float64)
+    for dtype, precision in ((torch.float32, "tf32"), *((kind, "ieee") for kind in kinds)):
+        torch.backends.cudnn.rnn.fp32_precision = precision
         for make in makers:
             layer = make(device=device, dtype=dtype)
             x = torch.randn(3, 33, 5, device=device, dtype=dtype, requires_grad=True)

@@ -29,7 +29,9 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 STEPWISE, CLUSTER, GRID = "stepwise CUDA", "cluster CUDA", "grid CUDA"
 WHOLE, STEP = "Triton whole-sequence", "Triton per-step"
 RESIDENT = (CLUSTER, GRID)
-"""Those with W_hh on chip: 16 bits, and not every cell."""
+"""Those with W_hh on chip: no float64, and not every cell."""
+TF32 = "tf32"
+"""float32 where torch's switch for RNNs lets numbers be rounded before they are multiplied."""
 KERNELS = {STEPWISE: "cuda", CLUSTER: "cuda", GRID: "cuda", WHOLE: "triton", STEP: "triton"}
 """Every kernel of docs/gpu-status.md, and the backend that runs it."""
 
@@ -39,8 +41,10 @@ ASKED = "FUSEDRNN_CUDA_KERNEL"
 
 
 def dtypes(kernel: str) -> tuple[str, ...]:
-    """Those that a kernel has."""
-    return tuple(d for d in DTYPES if kernel not in RESIDENT or d.endswith("16"))
+    """Those that a kernel has; stepwise CUDA keeps float32 whatever the switch says."""
+    if kernel == STEPWISE:
+        return DTYPES
+    return (*(d for d in DTYPES if kernel not in RESIDENT or d != "float64"), TF32)
 
 
 def cells(kernel: str) -> tuple[str, ...]:
@@ -50,10 +54,12 @@ def cells(kernel: str) -> tuple[str, ...]:
 
 def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:
     """T, B, I, H: over more than one tile of rows and units, and not a multiple of any."""
+    dtype = "float32" if dtype == TF32 else dtype
+    wide = dtype == "float32"
     if kernel == CLUSTER:  # the second needs 16 CTAs, and has W_hh in shared memory too
-        return [(33, 37, 24, 129), (17, 9, 24, 602)]
+        return [(33, 37, 24, 129), (17, 9, 24, 402 if wide else 602)]
     if kernel == GRID:  # number by number; 16 bytes at a time, with W_hh in shared memory too
-        large = [(5, 9, 24, 1096)] if device == "cuda" else []  # half a minute on a CPU
+        large = [(5, 9, 24, 632 if wide else 1096)] if device == "cuda" else []  # slow on a CPU
         return [(33, 37, 24, 129), *large]
     if kernel != WHOLE:
         return [(33, 37, 24, 129)]
@@ -67,7 +73,7 @@ def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:
 
 def cases(kernel: str, cell: str, dtype: str, device: str) -> list[Case]:
     """One direction; then both, rows of unequal length, as the kernel's own options go."""
-    options = {"dtype": dtype, "device": device}
+    options = {"dtype": "float32" if dtype == TF32 else dtype, "device": device}
     both = {"layout": "lengths", "bidirectional": True}
     return [
         Case("sequence", cell, "fwdbwd", shape, **extra, **options)
@@ -110,14 +116,16 @@ def worst_errors(
     return worst
 
 
-def check(kernel: str, case: Case, backend: str) -> list[dict[str, object]]:
-    """One case: two entries, forward and backward."""
-    about = {"kernel": kernel, "cell": case.cell, "dtype": case.dtype, "case": case.name}
+def check(kernel: str, case: Case, backend: str, dtype: str) -> list[dict[str, object]]:
+    """One case: two entries, forward and backward. ``dtype``: the case's, or TF32."""
+    about = {"kernel": kernel, "cell": case.cell, "dtype": dtype, "case": case.name}
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
         # The yardstick is torch's operator in float32: cuDNN's own choice would be tf32.
         torch.backends.cudnn.rnn.fp32_precision = "ieee"
         of = problem(case)
+        of.judge("")  # which is kept
+        torch.backends.cudnn.rnn.fp32_precision = "tf32" if dtype == TF32 else "ieee"
         task = PEERS["fusedrnn"].build(of)
 
         def once() -> Results:
@@ -158,9 +166,9 @@ def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) 
 
     With ``workers`` the cases are spread over as many processes: Triton compiles for seconds.
     """
-    tried = ("float64", "bfloat16") if run.dry else DTYPES
+    tried = ("float64", "bfloat16", TF32) if run.dry else (*DTYPES, TF32)
     todo = [
-        (kernel, case, "auto" if run.dry else KERNELS[kernel])
+        (kernel, case, "auto" if run.dry else KERNELS[kernel], dtype)
         for cell in (("lstm",) if run.dry else CELLS)
         for dtype in tried
         for kernel in kernels

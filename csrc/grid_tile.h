@@ -4,7 +4,7 @@
 //   forward    A = W_hh, the gate rows of a CTA's own units, one gate's below the other's; k runs
 //              over all units
 //   backward   A = W_hh transposed, a CTA's own units; k runs over all gate rows, each gate's units
-//              rounded up to a multiple of 8
+//              rounded up to a multiple of 16 bytes
 //
 // Each warp has all tiles of its CTA in a part of k, so that no two warps need the same of B: it
 // goes from L2 straight into registers. The sums of the warps are added up in shared memory.
@@ -19,11 +19,14 @@ constexpr int kGridSumBytes = kClusterTile * kClusterRows * 4;  // of a tile's s
 
 // What a kernel is compiled for: tiles of A that a warp has at most; spans of each that it keeps in
 // registers, 128 and 112 of them in all (the other spans are in shared memory); and sums that it
-// adds to in turns.
+// adds to in turns. float32 keeps 96, since its products need room to take numbers apart.
 struct GridShape {
   int tiles, spans, sums;
 };
-constexpr GridShape kGridForward = {4, 4, 1}, kGridBackward = {1, 14, 2};
+constexpr GridShape grid_shape(bool backward, int item) {
+  if (item == 4) return backward ? GridShape{1, 12, 2} : GridShape{3, 4, 1};
+  return backward ? GridShape{1, 14, 2} : GridShape{4, 4, 1};
+}
 
 constexpr int kGridPairs = 2;  // (row, unit) pairs of a thread at most
 
@@ -46,14 +49,15 @@ struct GridWork {
 };
 
 // Elements of k.
-constexpr int64_t grid_depth(int gates, int64_t H, bool backward) {
-  return backward ? gates * ((H + 7) / 8 * 8) : H;
+constexpr int64_t grid_depth(int gates, int64_t H, bool backward, int item) {
+  const int64_t pack = 16 / item;
+  return backward ? gates * ((H + pack - 1) / pack * pack) : H;
 }
 
 // `tiles`: of A in a CTA. False: the kernel cannot serve the problem so.
 inline bool grid_work(GridWork& work, int gates, int64_t H, int tiles, int warps, int rows,
-                      bool backward) {
-  const GridShape& s = backward ? kGridBackward : kGridForward;
+                      bool backward, int item) {
+  const GridShape s = grid_shape(backward, item);
   const int per_unit = backward ? 1 : gates;
   if (tiles > s.tiles || warps > kGridWarps || rows > kGridRows || rows % kClusterRows != 0) {
     return false;
@@ -64,8 +68,9 @@ inline bool grid_work(GridWork& work, int gates, int64_t H, int tiles, int warps
   work.units = tiles * kClusterTile / per_unit / 2 * 2;
   work.tiles = (work.units * per_unit + kClusterTile - 1) / kClusterTile;
   work.size = int((H + work.units - 1) / work.units);
-  const int64_t depth = grid_depth(gates, H, backward);
-  work.spans = int((depth + int64_t(warps) * kClusterSpan - 1) / (int64_t(warps) * kClusterSpan));
+  const int64_t depth = grid_depth(gates, H, backward, item);
+  const int64_t across = int64_t(warps) * cluster_span(item);
+  work.spans = int((depth + across - 1) / across);
   const int threads = warps * 32;
   work.pairs = (rows * work.units + threads - 1) / threads;
   if (work.pairs > kGridPairs) return false;

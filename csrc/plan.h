@@ -18,6 +18,8 @@
 
 namespace fusedrnn {
 
+inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
+
 // What a plan depends on, of one GPU. csrc/devices.h has those known by name.
 struct GpuDevice {
   std::string name, title;
@@ -46,6 +48,7 @@ struct PlanProblem {
   bool stepwise_only = false;  // CellOptions: so called, ...
   bool full = false;           // ... full peepholes, and ...
   bool layer_norm = false;
+  bool tf32 = false;  // of float32: whether products may be those of rounded numbers
 };
 
 enum class SequenceKernel : int { cluster, grid, stepwise };
@@ -56,6 +59,20 @@ constexpr const char* kStepwiseOnly =
     "peepholes, layer normalisation, independent units, zoneout and dropout within the cell are "
     "the "
     "stepwise kernel's";
+
+// Why the resident kernels do not take float64.
+constexpr const char* kNoTensorCores =
+    "its products are those of tensor cores, which take 16 bits, and float32 in parts";
+
+// Products of mma.sync in the place of one of 16-bit numbers, in time: tf32 has half the rate, and
+// float32 that is not rounded takes three of them.
+inline int products_of(const PlanProblem& p) { return p.dtype != DType::f32 ? 1 : p.tf32 ? 2 : 6; }
+// What a plan of float32 says of them.
+inline const char* words_of(const PlanProblem& p) {
+  return p.dtype != DType::f32 ? ""
+         : p.tf32 ? "; products in tf32, as torch's switch for RNNs allows"
+                  : "; three products in tf32 for each of float32, as torch's switch for RNNs asks";
+}
 
 // How one kernel would serve a problem.
 struct Plan {
@@ -87,7 +104,6 @@ Plan plan_grid(const PlanProblem&, const GpuDevice&);
 Plan plan_cluster(const PlanProblem&, const GpuDevice&);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
 
 // The tile of the stepwise kernels, by the bytes of one element. csrc/cuda/product.cuh is written
 // for it and takes it from here.

@@ -24,7 +24,7 @@ int64_t clusters(const GpuDevice& d, int size) {
 std::string why_never(const PlanProblem& p, const GpuDevice& d) {
   if (d.max_cluster < 2) return d.title + " has no thread-block clusters";
   if (d.arch >= 120) return "the kernel is made for sm_90 and sm_100, whose SMs hold twice as much";
-  if (item_size(p.dtype) != 2) return "its products are those of tensor cores in 16 bits";
+  if (p.dtype == DType::f64) return kNoTensorCores;
   if (p.projection) return "h is projected: its product would have to be resident too";
   if (p.states > kClusterStates) return "the cell has more states than it makes room for";
   if (p.stepwise_only) return kStepwiseOnly;
@@ -36,15 +36,17 @@ std::string why_never(const PlanProblem& p, const GpuDevice& d) {
 // Clocks of one step of one cluster.
 double clocks(const ClusterWork& w, const PlanProblem& p, const GpuDevice& d) {
   const int columns = w.rows / kClusterRows;
-  const double depth = double(w.spans) * kClusterSpan;
-  const double product = double(w.tiles) * kClusterTile * depth * w.rows / d.mma16;
+  const int item = item_size(p.dtype), products = products_of(p);
+  const double depth = double(w.spans) * cluster_span(item);
+  const double product = double(w.tiles) * kClusterTile * depth * w.rows * products / d.mma16;
   // Each warp reads all of B, and what of A is not in registers.
-  const double read = double(w.warps) * depth * w.rows * 2 + (w.shared - w.rest);
+  const double read = double(w.warps) * depth * w.rows * item + (w.shared - w.rest);
   // Backward has a sum for each tile of A besides, and takes eight rows after eight.
   const int sums = (p.backward ? kClusterBackward : kClusterForward)[w.shape].sums;
-  const double chain = w.spans * 2.0 * columns / sums * kProductLatency;
+  const int parts = products == 6 ? 3 : 1;
+  const double chain = w.spans * 2.0 * parts * columns / sums * kProductLatency;
   const double gates = (p.backward ? kBackwardGates : kForwardGates) * (1 + columns) / 2;
-  const double bytes = double(w.size) * w.units * w.rows * (p.backward ? 4 : 2);
+  const double bytes = double(w.size) * w.units * w.rows * (p.backward ? 4 : item);
   const double exchange =
       w.size == 1 ? kAlone : kExchange + kExchangeCta * w.size + bytes / kExchangePerClock;
   return std::max({product, read / kSharedPerClock, chain}) + gates + exchange;
@@ -78,7 +80,9 @@ Plan plan_cluster(const PlanProblem& p, const GpuDevice& d) {
     for (int size = 1; size <= d.max_cluster && clusters(d, size) > 0; size *= 2) {
       for (int rows = kClusterRows; rows <= 4 * kClusterRows; rows *= 2) {
         ClusterWork work;
-        if (!cluster_work(work, p.gates, p.H, shape, size, rows, p.backward)) continue;
+        if (!cluster_work(work, p.gates, p.H, shape, size, rows, p.backward, item_size(p.dtype))) {
+          continue;
+        }
         if (work.shared > d.shared_per_cta) continue;
         const Plan plan = plan_of(work, p, d);
         if (best.ctas == 0 || plan.us_per_step < best.us_per_step) best = plan;
@@ -96,6 +100,7 @@ Plan plan_cluster(const PlanProblem& p, const GpuDevice& d) {
   }
   text << "W_hh (" << bytes / 1024 << " KB) stays on chip, " << best.resident_bytes / 1024
        << " KB in each of " << best.cluster << " CTAs";
+  text << words_of(p);
   best.reason = text.str();
   return best;
 }

@@ -20,7 +20,7 @@ constexpr double kFillUs = 2.5, kFillPerUs = 2e6;
 
 std::string why_never(const PlanProblem& p, const GpuDevice& d) {
   if (d.arch < 80) return d.title + " is older than sm_80";
-  if (item_size(p.dtype) != 2) return "its products are those of tensor cores in 16 bits";
+  if (p.dtype == DType::f64) return kNoTensorCores;
   if (p.projection) return "h is projected: its product would have to be resident too";
   if (p.states > kClusterStates) return "the cell has more states than it makes room for";
   if (p.stepwise_only) return kStepwiseOnly;
@@ -32,12 +32,16 @@ std::string why_never(const PlanProblem& p, const GpuDevice& d) {
 // Clocks of one step of one group.
 double clocks(const GridWork& w, const PlanProblem& p, const GpuDevice& d) {
   const int columns = w.rows / kClusterRows;
-  const double depth = double(w.warps) * w.spans * kClusterSpan;
-  const double product = double(w.tiles) * kClusterTile * depth * w.rows / d.mma16;
-  const int sums = (p.backward ? kGridBackward : kGridForward).sums;
-  const double chain = w.spans * 2.0 * columns / sums * kProductLatency;
+  const int item = item_size(p.dtype), products = products_of(p);
+  const double depth = double(w.warps) * w.spans * cluster_span(item);
+  const double product = double(w.tiles) * kClusterTile * depth * w.rows * products / d.mma16;
+  const int sums = grid_shape(p.backward, item).sums;
+  // Of a product in parts each waits for the one before.
+  const int parts = products == 6 ? 3 : 1;
+  const double chain = w.spans * 2.0 * parts * columns / sums * kProductLatency;
   const double rows = double(std::min<int64_t>(w.rows, p.B));
-  const double read = rows * double(grid_depth(p.gates, p.H, p.backward)) * 2 / kL2PerClock;
+  const double read =
+      rows * double(grid_depth(p.gates, p.H, p.backward, item)) * item / kL2PerClock;
   const double pieces = double(ceil_div(w.spans, kGridPiece) * columns - 1) * kPieceClocks;
   // What of A is not in registers, for each column; and the warps' sums, in and out.
   const double rest = double(w.shared - w.rest) * columns / kSharedPerClock;
@@ -61,7 +65,8 @@ Plan plan_of(GridWork w, const PlanProblem& p, const GpuDevice& d) {
   plan.resident_bytes = int64_t(w.warps) * w.tiles * w.spans * kClusterTileBytes;
   plan.launches = 1;
   const double load = double(plan.resident_bytes) / kL2PerClock / (d.ghz * 1e3);
-  const double filled = double(p.directions * p.B * p.H) * (p.backward ? p.gates : 1) * 2;
+  const double filled =
+      double(p.directions * p.B * p.H) * (p.backward ? p.gates : 1) * item_size(p.dtype);
   plan.us_per_step = plan.rounds * clocks(w, p, d) / (d.ghz * 1e3) + filled / kFillPerUs +
                      (load + kFillUs) / std::max<int64_t>(p.T, 1);
   return plan;
@@ -73,12 +78,13 @@ Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
   Plan best{SequenceKernel::grid};
   best.obstacle = why_never(p, d);
   if (!best.obstacle.empty()) return best;
-  const int most_tiles = (p.backward ? kGridBackward : kGridForward).tiles;
+  const int item = item_size(p.dtype);
+  const int most_tiles = grid_shape(p.backward, item).tiles;
   for (int tiles = 1; tiles <= most_tiles; ++tiles) {
     for (int warps = kGridWarps; warps >= 1; warps /= 2) {
       for (int rows = kClusterRows; rows <= kGridRows; rows += kClusterRows) {
         GridWork work;
-        if (!grid_work(work, p.gates, p.H, tiles, warps, rows, p.backward)) continue;
+        if (!grid_work(work, p.gates, p.H, tiles, warps, rows, p.backward, item)) continue;
         const int64_t groups = d.sms / (int64_t(work.size) * p.directions);
         if (work.shared > d.shared_per_cta || groups == 0) continue;
         work.groups = int(groups);
@@ -98,6 +104,7 @@ Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
   text << "W_hh (" << bytes / 1024 << " KB) stays on chip, " << best.resident_bytes / 1024
        << " KB in each of " << best.grid.size << " CTAs";
   if (best.grid.groups > 1) text << "; " << best.grid.groups << " such groups share the batch";
+  text << words_of(p);
   best.reason = text.str();
   return best;
 }

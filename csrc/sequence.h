@@ -34,8 +34,9 @@ struct SequenceSizes {
   int64_t T, B, H, P;
   DType dtype;
   bool reverse;
-  int64_t y_row;  // elements from one row of y or dy to the next
-  int threads;    // CPU only: how many may be used
+  int64_t y_row;      // elements from one row of y or dy to the next
+  int threads;        // CPU only: how many may be used
+  bool tf32 = false;  // CUDA only: whether products of float32 may be rounded to tf32
   CellOptions options = {};
 
   // How many numbers of a row meet W_hh.

@@ -209,6 +209,7 @@ def _plan(options: argparse.Namespace) -> int:
             dtype=planner.DTYPES[SHORT.get(options.dtype, options.dtype)],
             backward=options.backward,
             bidirectional=options.bidirectional,
+            precision=options.precision,
             device=options.device,
         )
     except (ValueError, RuntimeError) as error:
@@ -233,6 +234,10 @@ def _parser() -> argparse.ArgumentParser:
         plan.add_argument(f"-{size}", type=int, required=True, help=meaning)
     plan.add_argument("--proj-size", type=int, default=0, metavar="P", help="of a projected h")
     plan.add_argument("--dtype", choices=(*planner.DTYPES, *SHORT), default="float32")
+    switch = "torch.backends.cudnn.rnn.fp32_precision"
+    plan.add_argument(
+        "--precision", choices=planner.PRECISIONS, help=f"of float32 products; default: {switch}"
+    )
     plan.add_argument("--backward", action="store_true", help="the backward pass")
     plan.add_argument("--bidirectional", action="store_true", help="both directions")
     plan.add_argument(

@@ -20,7 +20,7 @@ _native.LIBRARY.define(
 )
 _native.LIBRARY.define(
     "sequence_plans(str cell, str dtype, int T, int B, int H, int P, bool projection, "
-    "bool backward, int directions, str device) -> str"
+    "bool backward, int directions, str precision, str device) -> str"
 )
 
 DTYPES = {
@@ -29,6 +29,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+PRECISIONS = ("tf32", "ieee")
+"""What products of float32 may be on a GPU: see fusedrnn/_precision.py."""
 HERE = "here"
 """The name of the GPU in this machine."""
 
@@ -178,6 +180,7 @@ def plans(
     dtype: torch.dtype = torch.float32,
     backward: bool = False,
     bidirectional: bool = False,
+    precision: str | None = None,
     device: str | Device = HERE,
 ) -> list[Plan]:
     """Plan one layer's sequence with each kernel; the first is the one that runs.
@@ -191,6 +194,8 @@ def plans(
         dtype: of data and weights.
         backward: the backward pass, else forward.
         bidirectional: both directions.
+        precision: of float32 products, ``"tf32"`` or ``"ieee"``; None: as torch's switch for RNNs
+            is, ``torch.backends.cudnn.rnn.fp32_precision``.
         device: a name of :func:`devices`, ``"here"``, or a description.
 
     Returns:
@@ -220,10 +225,12 @@ def plans(
             f"proj_size is {proj_size}; it must be between 1 and {H - 1}, and a cell with a second "
             "product takes none"
         )
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     described = _device(device)
     text = torch.ops.fusedrnn.sequence_plans(
         cell, names[dtype], T, B, H, proj_size or H, bool(proj_size), backward,
-        2 if bidirectional else 1, "|".join(map(str, astuple(described))),
+        2 if bidirectional else 1, precision or "", "|".join(map(str, astuple(described))),
     )  # fmt: skip
     return [_read(Plan, line) for line in text.splitlines()]
 

@@ -6,12 +6,14 @@ what happens; after it the ops run on that kernel.
 
 import test_cuda_host as stepwise
 import torch
-from exactness import assert_exact
+from exactness import FLOOR, assert_exact, error
 from sequence_case import CELLS, Case, check, inputs, native, plain, run, truth
 from torch.utils._pytree import tree_leaves
 
 SERVED = tuple(name for name, cell in CELLS.items() if cell.resident)
 DTYPES = (torch.bfloat16, torch.float16)
+KINDS = ("lstm", "lstm_coupled", "gru", "rnn_tanh")
+"""A cell of each kernel that they have."""
 
 
 def judge(cell, case, dtype):
@@ -27,12 +29,34 @@ def judge(cell, case, dtype):
     )
 
 
-def same_bits_in_any_order(on, shared, name, case):
+def judge_float32(host, cell, case):
+    """The error rule for products of parts, on tensor cores that cut their sums off; and for those
+    of numbers rounded to tf32 the rule with tf32's epsilon, which is that of float16.
+
+    Returns the largest error of each, over all outputs and gradients.
+    """
+    tensors = inputs(cell, case, torch.float32)
+    theirs = run(plain, cell, case, tensors, torch.float32)
+    true, worst = truth(cell, case, tensors), []
+    for tf32, eps in ((False, torch.float32), (True, torch.float16)):
+        host.tensor_cores(tf32=tf32, cut=True)
+        got = run(stepwise.sequence, cell, case, tensors, torch.float32)
+        host.tensor_cores()
+        assert got.keys() == true.keys()
+        errors = {key: error(got[key], true[key]) for key in got if got[key].numel()}
+        for key, mine in errors.items():
+            bound = 2 * error(theirs[key], true[key]) + FLOOR * torch.finfo(eps).eps
+            assert mine <= bound, f"{cell.name} {key}, tf32 {tf32}: {mine:.3g}, at most {bound:.3g}"
+        worst.append(max(errors.values()))
+    return worst
+
+
+def same_bits_in_any_order(on, shared, name, case, dtype=torch.bfloat16):
     """What is read before it has come, or overwritten before it was read, would change bits."""
-    tensors, results = inputs(CELLS[name], case, torch.bfloat16), []
+    tensors, results = inputs(CELLS[name], case, dtype), []
     for order in range(6):  # ascending, descending, random ones
         on(shared, order)
-        results.append(run(stepwise.sequence, CELLS[name], case, tensors, torch.bfloat16))
+        results.append(run(stepwise.sequence, CELLS[name], case, tensors, dtype))
     for other in results[1:]:
         assert all(torch.equal(results[0][key], other[key]) for key in other)
 

@@ -12,7 +12,7 @@ import pytest
 import resident_case
 import test_cuda_host as stepwise
 import torch
-from resident_case import DTYPES, SERVED, judge
+from resident_case import DTYPES, KINDS, SERVED, judge, judge_float32
 from sequence_case import CELLS, Case
 
 from fusedrnn import _autograd, plan
@@ -54,6 +54,13 @@ WIDE = (
     ("lstm", Cluster(16, shape=1), Case(2, 1, 430)),  # and forward
     ("rnn_tanh", Cluster(2, rows=16), Case(2, 9, 120)),
 )
+# Backward in float32 takes eight rows at a time.
+CASES_FLOAT32 = tuple(case for case in CASES if case[0].rows == 8 and case[0].shape == 0)
+WIDE_FLOAT32 = (
+    ("lstm", Cluster(8), Case(2, 1, 145)),
+    ("gru", Cluster(4), Case(2, 2, 70, lengths=(1, 2))),
+    ("lstm", Cluster(16), Case(2, 1, 310)),  # forward and backward: W_hh in shared memory too
+)
 
 
 @pytest.fixture
@@ -61,15 +68,15 @@ def on(monkeypatch):
     """on(cluster, order): the ops run on such clusters; in that order of what happens."""
     monkeypatch.setattr(stepwise, "host", host)
 
-    def use(cluster: Cluster, order: int = 7) -> None:
+    def use(cluster: Cluster, order: int = 7, rows_backward: int = 0) -> None:
         for backward in (False, True):
-            host.choose(
-                shape=cluster.shape, size=cluster.size, rows=cluster.rows, backward=backward
-            )
+            rows = rows_backward if backward and rows_backward else cluster.rows
+            host.choose(shape=cluster.shape, size=cluster.size, rows=rows, backward=backward)
         monkeypatch.setattr(_autograd, "op", stepwise.Host(order))
 
     yield use
     host.leave_out("")
+    host.tensor_cores()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -86,12 +93,34 @@ def test_more_than_one_tile_of_everything(on, name, cluster, case):
     judge(CELLS[name], case, torch.bfloat16)
 
 
+@pytest.mark.parametrize(("cluster", "case"), CASES_FLOAT32, ids=str)
+@pytest.mark.parametrize("name", KINDS)
+def test_float32_against_float64(on, name, cluster, case):
+    on(cluster)
+    exact, rounded = judge_float32(host, CELLS[name], case)
+    assert rounded > 30 * exact  # as many times as torch's switch allows
+
+
+@pytest.mark.parametrize(("name", "cluster", "case"), WIDE_FLOAT32, ids=str)
+def test_float32_in_more_than_one_tile_of_everything(on, name, cluster, case):
+    on(cluster)
+    judge_float32(host, CELLS[name], case)
+
+
+@pytest.mark.parametrize("name", ["lstm", "rnn_tanh"])
+def test_float32_of_sixteen_rows(on, name):
+    """Forward; backward has no instance of it."""
+    on(Cluster(2, rows=16), rows_backward=8)
+    judge_float32(host, CELLS[name], Case(2, 19, 24))
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
 def test_order_of_warps_and_arrivals_does_not_matter(on, name):
     cluster, case = (Cluster(2), Case(6, 3, 70)) if name == "rnn_tanh" else (
         Cluster(4), Case(6, 3, 40, reset="given")
     )  # fmt: skip
-    resident_case.same_bits_in_any_order(on, cluster, name, case)
+    for dtype in (torch.bfloat16, torch.float32) if name == "gru" else (torch.bfloat16,):
+        resident_case.same_bits_in_any_order(on, cluster, name, case, dtype)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
@@ -125,28 +154,31 @@ def test_calls_get_the_kernel_that_the_planner_names(name, device, monkeypatch):
     """Of those in the library: `python -m fusedrnn plan` and the dispatch are one."""
     monkeypatch.delenv("FUSEDRNN_CUDA_KERNEL", raising=False)
     seen = set()
-    for H, B, dtype, backward, directions, proj in product(
-        (8, 512, 700, 900), (1, 40), ("float32", "bfloat16", "float16"), (False, True), (1, 2),
+    kinds = (("float64", "ieee"), ("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"))
+    for H, B, (dtype, precision), backward, directions, proj in product(
+        (8, 512, 700, 900), (1, 40), (*kinds, ("float16", "ieee")), (False, True), (1, 2),
         (0, 5) if name == "lstm" else (0,),
     ):  # fmt: skip
+        host.tensor_cores(tf32=precision == "tf32")
         best, *_ = plan.plans(
             name, 9, B, H, proj_size=proj, dtype=plan.DTYPES[dtype], backward=backward,
-            bidirectional=directions == 2, device=device,
+            bidirectional=directions == 2, precision=precision, device=device,
         )  # fmt: skip
         problem = host.Problem(T=9, B=B, H=H, P=proj or H, dtype=dtype, y_row=H)
         got = host.served(
             name, problem, projection=proj > 0, backward=backward, directions=directions,
             device=device,
         )  # fmt: skip
-        assert got == best.kernel, (H, B, dtype, backward, directions, proj)
+        assert got == best.kernel, (H, B, dtype, precision, backward, directions, proj)
         seen.add(got)
+    host.tensor_cores()
     clusters = {"cluster"} if device in ("h200", "b200") else set()
     assert seen == {"stepwise"} | (clusters | {"grid"} if CELLS[name].resident else set())
 
 
 def test_what_does_not_fit_is_refused_and_the_next_best_serves(monkeypatch):
     problem = host.Problem(T=9, B=8, H=64, P=64, dtype="float16", y_row=64)
-    wide = host.Problem(T=9, B=8, H=64, P=64, dtype="float32", y_row=64)
+    wide = host.Problem(T=9, B=8, H=64, P=64, dtype="float64", y_row=64)
     full = {"cluster": "no room", "grid": "no room either"}
     monkeypatch.delenv("FUSEDRNN_CUDA_KERNEL", raising=False)
     assert host.served("gru", problem) == "cluster"
@@ -160,7 +192,7 @@ def test_what_does_not_fit_is_refused_and_the_next_best_serves(monkeypatch):
         assert host.served("gru", problem) == kernel
         said = host.served("gru", problem, refusals=full)
         assert said == f"FUSEDRNN_CUDA_KERNEL={kernel}, but {why}"
-        assert "tensor cores in 16 bits" in host.served("gru", wide)
+        assert "tensor cores, which take 16 bits" in host.served("gru", wide)
         assert "second product" in host.served("gru_reset_before", problem)
         assert "more states" in host.served("slstm", problem)
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "fastest")

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exactness import FLOOR, error
 from samples import LAYERS
 from sequence_case import (
     CELLS,
@@ -61,6 +62,24 @@ def test_same_input_same_bits(name, device, dtype):
         assert all(torch.equal(first[key], other[key]) for key in first)
 
 
+@pytest.mark.parametrize("kernel", ["grid", "cluster"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
+def test_float32_in_products_of_rounded_numbers(name, kernel, device, monkeypatch):
+    """Where torch's switch allows it: the rule with tf32's epsilon, which is that of float16."""
+    major = torch.cuda.get_device_capability()[0] if device.type == "cuda" else 9
+    if major < 8 or (kernel == "cluster" and major not in (9, 10)):
+        pytest.skip(f"no {kernel} kernel on this GPU")
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", kernel)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    case = Case(T=17, B=37, H=129, lengths=(17, 3, 9) * 12 + (1,), reset="given")
+    cell, tensors = CELLS[name], inputs(CELLS[name], case, torch.float32, device)
+    theirs = run(plain, cell, case, tensors, torch.float32)
+    got, true = run(ops.sequence, cell, case, tensors, torch.float32), truth(cell, case, tensors)
+    for key in (key for key in got if got[key].numel()):
+        bound = 2 * error(theirs[key], true[key]) + FLOOR * torch.finfo(torch.float16).eps
+        assert error(got[key], true[key]) <= bound, key
+
+
 class Graph:
     """Forward and backward of a layer, captured once, replayed on what its input holds by then."""
 
@@ -109,8 +128,8 @@ def test_capture_and_replay(name, bidirectional, device):
 class Loop:
     """One layer's loop over time as ``Graph`` takes layers: no product of another library's."""
 
-    def __init__(self, cell, case, device):
-        tensors = inputs(cell, case, torch.bfloat16, device)
+    def __init__(self, cell, case, device, dtype):
+        tensors = inputs(cell, case, dtype, device)
         self.cell, (self.x, *self.rest) = cell, arguments(case, tensors)
 
     def parameters(self):
@@ -121,13 +140,14 @@ class Loop:
         return y, None
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("kernel", ["stepwise", "grid"])
-def test_a_replay_finds_nothing_of_the_one_before(kernel, device, monkeypatch):
+def test_a_replay_finds_nothing_of_the_one_before(kernel, kind, device, monkeypatch):
     """Bit for bit: CTAs of the grid kernel wait for what each replay fills anew."""
     if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the grid kernel begins with sm_80")
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", kernel)
-    loop = Loop(CELLS["lstm"], Case(T=9, B=11, H=136, directions=2), device)
+    loop = Loop(CELLS["lstm"], Case(T=9, B=11, H=136, directions=2), device, kind)
     x = loop.x.clone().requires_grad_()
     graph = Graph(loop, x, device)
     for _ in range(3):

@@ -11,7 +11,7 @@ import pytest
 import resident_case
 import test_cuda_host as stepwise
 import torch
-from resident_case import DTYPES, SERVED, judge
+from resident_case import DTYPES, KINDS, SERVED, judge, judge_float32
 from sequence_case import CELLS, Case, inputs, native
 
 from fusedrnn import _autograd
@@ -54,6 +54,11 @@ WIDE = (
     ("rnn_tanh", Grid(2), Case(2, 1, 270)),  # forward: W_hh in shared memory too
     ("lstm", Grid(2, tiles=4), Case(2, 2, 264)),  # and backward
 )
+WIDE_FLOAT32 = (
+    ("gru", Grid(4, tiles=3, rows=16), Case(2, 9, 33, directions=2)),
+    ("rnn_tanh", Grid(2), Case(2, 1, 140)),  # forward: W_hh in shared memory too
+    ("lstm", Grid(2, tiles=3), Case(2, 2, 136)),  # and backward
+)
 
 
 @pytest.fixture
@@ -71,6 +76,7 @@ def on(monkeypatch):
 
     yield use
     host.leave_out("")
+    host.tensor_cores()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -87,9 +93,25 @@ def test_more_than_one_tile_of_everything(on, name, grid, case):
     judge(CELLS[name], case, torch.bfloat16)
 
 
+@pytest.mark.parametrize(("grid", "case"), CASES, ids=str)
+@pytest.mark.parametrize("name", KINDS)
+def test_float32_against_float64(on, name, grid, case):
+    on(grid)
+    exact, rounded = judge_float32(host, CELLS[name], case)
+    assert rounded > 30 * exact  # as many times as torch's switch allows
+
+
+@pytest.mark.parametrize(("name", "grid", "case"), WIDE_FLOAT32, ids=str)
+def test_float32_in_more_than_one_tile_of_everything(on, name, grid, case):
+    on(grid)
+    judge_float32(host, CELLS[name], case)
+
+
 @pytest.mark.parametrize(("name", "H"), [("lstm", 40), ("gru", 33), ("rnn_tanh", 72)])
 def test_order_of_warps_and_arrivals_does_not_matter(on, name, H):
-    resident_case.same_bits_in_any_order(on, Grid(2), name, Case(5, 3, H, reset="given"))
+    case = Case(5, 3, H, reset="given")
+    for dtype in (torch.bfloat16, torch.float32) if name == "gru" else (torch.bfloat16,):
+        resident_case.same_bits_in_any_order(on, Grid(2), name, case, dtype)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
@@ -129,7 +151,7 @@ def test_no_steps(on, name):
     resident_case.states_pass_through_no_steps(name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float32), ids=str)
 @pytest.mark.parametrize("H", [24, 17])
 def test_what_is_no_number_is_not_taken_for_what_is_still_to_come(on, H, dtype):
     """The bits that y and grads are filled with are those of a NaN, which users may have too."""
@@ -137,7 +159,8 @@ def test_what_is_no_number_is_not_taken_for_what_is_still_to_come(on, H, dtype):
     cell, case = CELLS["gru"], Case(3, 4, H)
     tensors = inputs(cell, case, dtype)
     fine = stepwise.round_trip(stepwise.Host(), cell, case, tensors)
-    bits = torch.tensor(-1, dtype=torch.int16).view(dtype)
+    whole = torch.int16 if dtype.itemsize == 2 else torch.int32
+    bits = torch.tensor(-1, dtype=whole).view(dtype)
     tensors["h0"][0, 1] = bits
     tensors["x"][0, 1, 2] = bits
     got = stepwise.round_trip(stepwise.Host(), cell, case, tensors)
@@ -146,6 +169,17 @@ def test_what_is_no_number_is_not_taken_for_what_is_still_to_come(on, H, dtype):
     assert grads[:, 1].isnan().all()
     for mine, theirs in ((y, fine[0][0]), (grads, fine[1][0][0])):
         assert torch.equal(mine[:, [0, 3]], theirs[:, [0, 3]])
+
+
+@pytest.mark.parametrize("H", [4, 5])
+def test_half_of_a_float32_is_not_taken_for_what_is_still_to_come(on, H):
+    on(Grid(2))
+    cell, case = CELLS["rnn_identity"], Case(2, 1, H, bias=False)
+    tensors = inputs(cell, case, torch.float32)
+    tensors["weight_hh0"].zero_()
+    tensors["x"].fill_(torch.tensor(0x3F80FFFF, dtype=torch.int32).view(torch.float32))
+    y, *_ = stepwise.Host().forward(cell.name, *native(case, tensors), False)
+    assert torch.equal(y, tensors["x"][0])
 
 
 def test_what_it_has_no_room_for_is_refused(on):

@@ -182,6 +182,43 @@ def test_capacities_worked_out_by_hand():
     assert "no thread-block clusters" in here.obstacle
 
 
+def test_float32_has_half_the_room_and_a_sixth_of_the_products():
+    """Of tensor cores that take 16 bits; where numbers may be rounded, half of the products."""
+
+    def of(kernel, H, B=16, **options):
+        found = plan.plans("lstm", 1024, B, H, device="h200", **options)
+        return next(p for p in found if p.kernel == kernel)
+
+    exact = {"dtype": torch.float32, "precision": "ieee"}
+    rounded, half = exact | {"precision": "tf32"}, {"dtype": torch.bfloat16}
+    assert "three products in tf32 for each" in of("grid", 768, **exact).reason
+    assert "products in tf32, as torch" in of("cluster", 256, **rounded).reason
+    assert of("grid", 512, **exact).us_per_step > of("grid", 512, **rounded).us_per_step
+    assert of("grid", 512, **rounded).us_per_step > of("grid", 512, **half).us_per_step
+    # 12 units a CTA keep 12 * 4 rows of 1536 numbers: 96 KB in registers, the rest beside them.
+    large = of("grid", 1536, **exact)
+    assert (large.units, large.resident_bytes) == (12, 48 * 1536 * 4) and not large.obstacle
+    assert of("grid", 1600, **exact).obstacle and not of("grid", 1600, **half).obstacle
+    assert not of("cluster", 512, **exact).obstacle and of("cluster", 640, **exact).obstacle
+    float64 = of("grid", 64, dtype=torch.float64)
+    assert "tensor cores, which take 16 bits" in float64.obstacle
+
+
+def test_float32_is_planned_as_torchs_switch_is():
+    """The native library asks it, as it does in a call on a GPU."""
+    switch = torch.backends.cudnn.rnn
+    before = switch.fp32_precision
+    try:
+        for precision, said in (("tf32", "; products in tf32"), ("ieee", "three products in tf32")):
+            switch.fp32_precision = precision
+            best, *_ = plan.plans("gru", 99, 16, 512, device="h200")
+            assert best.kernel != "stepwise" and said in best.reason
+            (one, *_) = plan.plans("gru", 99, 16, 512, precision=precision, device="h200")
+            assert one == best
+    finally:
+        switch.fp32_precision = before
+
+
 def test_the_card_in_the_machine_is_described_by_torch(monkeypatch):
     seen = SimpleNamespace(
         name="NVIDIA H200 NVL", major=9, minor=0, multi_processor_count=114,
@@ -207,6 +244,7 @@ def test_wrong_arguments_name_what_is_right(monkeypatch):
         ({"cell": "gru2"}, "must be one of lstm, lstm_coupled"),
         ({"device": "v100"}, "or one of a100, h100"),
         ({"dtype": torch.int8}, "must be one of float64"),
+        ({"precision": "bf16"}, "precision is 'bf16'; it must be one of tf32, ieee"),
         ({"B": 0}, "B is 0; it must be at least 1"),
         ({"proj_size": 9}, "between 1 and 7"),
         ({"cell": "gru_reset_before", "proj_size": 2}, "a second product takes none"),

@@ -27,6 +27,8 @@ template __global__ void grid_backward<LSTM, __nv_bfloat16>(
     const __grid_constant__ GridCall<SequenceBackward>);
 }}
 """
+# In float32 a span has two products of rounded numbers, and six of parts.
+PRODUCTS_TF32 = 8 * 12
 PRODUCTS = (
     32  # of a warp and step with all its weights in registers: 128 of them, four to a product
 )
@@ -101,3 +103,22 @@ def test_what_ctas_of_a_grid_exchange_takes_no_fence(tmp_path):
         assert count["tensor cores"] >= PRODUCTS - 4, (name, count)  # backward: 14 spans a tile
         assert count["looks"] and count["words"], (name, count)
         assert count["fences"] == count["stack"] == 0, (name, count)
+
+
+def test_float32_multiplies_in_tf32(tmp_path):
+    """Both ways, by a switch that is read when the kernel runs."""
+    for name, text in machine_code(tmp_path, "80", GRID.replace("__nv_bfloat16", "float")).items():
+        count = {
+            what: len(re.findall(pattern, text))
+            for what, pattern in {
+                "tensor cores": r"HMMA\.1688\.F32\.TF32",
+                "others": r"HMMA\.16816",
+                "looks": r"LDG\.E\.128\.STRONG\.GPU",
+                "words": r"STG\.E\.STRONG\.GPU",
+                "fences": r"MEMBAR|CCTL\.IVALL|ERRBAR",
+                "stack": r"LDL|STL",
+            }.items()
+        }
+        assert count["tensor cores"] >= PRODUCTS_TF32, (name, count)
+        assert count["looks"] and count["words"], (name, count)
+        assert count["others"] == count["fences"] == count["stack"] == 0, (name, count)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sequence_case import AROUND, CLIPPED, EVERY, RANDOM
 
-from fusedrnn import _backend
+from fusedrnn import _backend, _precision
 from fusedrnn.triton import plan as planner
 
 ROOT = Path(__file__).parents[1]
@@ -93,14 +93,19 @@ def test_tiles_of_whole_rows():
             assert tiles.rows * tiles.units <= 32 * tiles.warps * numbers
 
 
-def test_products_follow_torchs_switch():
-    matmul, cuda = torch.backends.cuda.matmul, torch.device("cuda")
-    before = matmul.fp32_precision
+@pytest.mark.parametrize("what", ["recurrence", "output"])
+def test_products_follow_torchs_switch(what):
+    """A recurrence that for RNNs, an output layer that for matrix products."""
+    switches = {"recurrence": torch.backends.cudnn.rnn, "output": torch.backends.cuda.matmul}
+    asked, switch, cuda = getattr(_precision, f"of_{what}"), switches[what], torch.device("cuda")
+    before = {one: one.fp32_precision for one in switches.values()}
     try:
-        for switch, expected in (("ieee", "ieee"), ("tf32", "tf32")):
-            matmul.fp32_precision = switch
-            assert planner.precision(torch.float32, cuda) == expected
-            assert planner.precision(torch.float64, cuda) == "ieee"
-            assert planner.precision(torch.float32, torch.device("xpu")) == "ieee"
+        for mine, others in (("ieee", "tf32"), ("tf32", "ieee")):
+            for one in switches.values():
+                one.fp32_precision = mine if one is switch else others
+            assert asked(torch.float32, cuda) == mine
+            assert asked(torch.float64, cuda) == "ieee"
+            assert asked(torch.float32, torch.device("xpu")) == "ieee"
     finally:
-        matmul.fp32_precision = before
+        for one, precision in before.items():
+            one.fp32_precision = precision

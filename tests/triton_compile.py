@@ -21,7 +21,7 @@ import user_cells
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from fusedrnn import Hierarchy
+from fusedrnn import Hierarchy, _precision
 from fusedrnn.cells import CELLS
 from fusedrnn.triton import plan as planner
 from fusedrnn.triton import sequence, softmax
@@ -125,7 +125,7 @@ def main():
     for problem in problems:
         cell, dtype, kernel, *precision = problem.split("/")
         if precision:
-            planner.precision = lambda dtype, device, asked=precision[0]: asked
+            _precision.of_recurrence = lambda dtype, device, asked=precision[0]: asked
         compiled.clear()
         if cell == "softmax":
             call_softmax(getattr(torch, dtype), kernel)

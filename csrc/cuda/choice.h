@@ -24,7 +24,7 @@ inline bool operator==(const PlanProblem& a, const PlanProblem& b) {
   return a.gates == b.gates && a.states == b.states && a.second == b.second && a.T == b.T &&
          a.B == b.B && a.H == b.H && a.P == b.P && a.dtype == b.dtype &&
          a.projection == b.projection && a.backward == b.backward && a.directions == b.directions &&
-         a.stepwise_only == b.stepwise_only;
+         a.stepwise_only == b.stepwise_only && a.tf32 == b.tf32;
 }
 
 // The plans of the kernels with W_hh on chip that are to be tried for a call before the stepwise
@@ -80,16 +80,18 @@ bool by_resident(const Args* p, int directions, bool backward, const char*& wron
   }
   const GpuDevice* gpu = current_gpu();
   if (n.B == 0 || gpu == nullptr || stepwise) return false;
-  const PlanProblem problem = {Cell::kGates, Cell::kStates, Cell::kSecond,
-                               n.T,          n.B,           n.H,
-                               n.P,          n.dtype,       p->weight_hr != nullptr,
-                               backward,     directions,    n.options.stepwise_only()};
+  PlanProblem problem = {Cell::kGates, Cell::kStates, Cell::kSecond,
+                         n.T,          n.B,           n.H,
+                         n.P,          n.dtype,       p->weight_hr != nullptr,
+                         backward,     directions,    n.options.stepwise_only()};
+  problem.tf32 = n.tf32;
   for (const Plan& plan : resident_plans(problem, *gpu, asked)) {
     bool refused = !plan.obstacle.empty();
     const char* why = plan.obstacle.c_str();
     if (!refused) {
-      why = n.dtype == DType::bf16 ? launched<Cell, DType::bf16>(plan, refused, run)
-                                   : launched<Cell, DType::f16>(plan, refused, run);
+      why = n.dtype == DType::bf16  ? launched<Cell, DType::bf16>(plan, refused, run)
+            : n.dtype == DType::f16 ? launched<Cell, DType::f16>(plan, refused, run)
+                                    : launched<Cell, DType::f32>(plan, refused, run);
     }
     if (refused && !forced) continue;
     static thread_local std::string text;

@@ -89,8 +89,8 @@ const char* Clustered<Cell, kType>::forward(const SequenceForward* p, int direct
                                             const ClusterWork& work, void* stream, bool& refused) {
   using Data = typename DataOf<kType>::type;
   static_assert(kClusterForward[0].most == 4 && kClusterForward[1].most == 2, "");
-  constexpr int kMost = cluster_most(kClusterForward[0], Cell::kGates);
-  constexpr int kMostOfTwelve = cluster_most(kClusterForward[1], Cell::kGates);
+  constexpr int kItem = sizeof(Data), kMost = cluster_most(kClusterForward[0], Cell::kGates, kItem);
+  constexpr int kMostOfTwelve = cluster_most(kClusterForward[1], Cell::kGates, kItem);
   ClusterKernel<SequenceForward> kernel = nullptr;
   if constexpr (kClusterServes<Cell>) {
     const int columns = work.rows / kClusterRows;
@@ -98,7 +98,7 @@ const char* Clustered<Cell, kType>::forward(const SequenceForward* p, int direct
       kernel = columns == 1   ? cluster_forward<Cell, Data, 0, 1>
                : columns == 2 ? cluster_forward<Cell, Data, 0, 2>
                               : cluster_forward<Cell, Data, 0, kMost>;
-    } else {
+    } else if constexpr (kMostOfTwelve > 0) {
       kernel = columns == 1 ? cluster_forward<Cell, Data, 1, 1>
                             : cluster_forward<Cell, Data, 1, kMostOfTwelve>;
     }
@@ -111,13 +111,14 @@ const char* Clustered<Cell, kType>::backward(const SequenceBackward* p, int dire
                                              const ClusterWork& work, void* stream, bool& refused) {
   using Data = typename DataOf<kType>::type;
   static_assert(kClusterBackward[0].most == 4 && kClusterBackward[1].most == 1, "");
-  constexpr int kMost = cluster_most(kClusterBackward[0], Cell::kGates);
+  constexpr int kItem = sizeof(Data),
+                kMost = cluster_most(kClusterBackward[0], Cell::kGates, kItem);
   ClusterKernel<SequenceBackward> kernel = nullptr;
   if constexpr (kClusterServes<Cell>) {
     if (work.shape == 0) {
       kernel = work.rows == kClusterRows ? cluster_backward<Cell, Data, 0, 1>
                                          : cluster_backward<Cell, Data, 0, kMost>;
-    } else {
+    } else if constexpr (cluster_most(kClusterBackward[1], Cell::kGates, kItem) > 0) {
       kernel = cluster_backward<Cell, Data, 1, 1>;
     }
   }

@@ -20,6 +20,7 @@ namespace cuda {
 
 template <class Cell, class Data, int kShape, int kColumns>
 struct ClusterBackward {
+  using Brief = BriefOf<Data>;
   static constexpr int kTiles = kClusterBackward[kShape].tiles;
   static constexpr int kSpans = kClusterBackward[kShape].spans;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
@@ -44,7 +45,8 @@ struct ClusterBackward {
   __device__ ClusterBackward(const SequenceBackward& problem, const ClusterWork& share, int group)
       : p(problem),
         work(share),
-        weights(my_warp(), share.warps, share.tiles, share.spans, Exchange::memory() + share.rest) {
+        weights(my_warp(), share.warps, share.tiles, share.spans, Exchange::memory() + share.rest,
+                problem.n.tf32) {
     char* memory = Exchange::memory();
     parts = reinterpret_cast<float*>(memory);
     resets = reinterpret_cast<float*>(memory + work.resets) + threadIdx.x;
@@ -88,7 +90,8 @@ struct ClusterBackward {
       Rows rows;
 #pragma unroll
       for (int v = 0; v < Pack<Data>::kSize; ++v) {
-        const int k = span * kClusterSpan + my_lane().q * 8 + v, gate = k * work.inverse >> 20;
+        const int k = span * kSpan<Data> + my_lane().q * Pack<Data>::kSize + v;
+        const int gate = k * work.inverse >> 20;
         const int unit = unit0 + k - gate * work.units;
         rows.at[v] = gate < G && unit < H ? (gate * H + unit) * H : -1;
       }
@@ -180,11 +183,11 @@ struct ClusterBackward {
     for (int n = 0; n < kColumns; ++n) {
       if (n * kClusterRows >= rows) break;
       const int row = n * kClusterRows + lane.g;
-      const Data* from =
-          gates + ((at & 1) * work.rows + (row < rows ? row : 0)) * work.pitch + lane.q * 8;
+      const Data* from = gates + ((at & 1) * work.rows + (row < rows ? row : 0)) * work.pitch +
+                         lane.q * Pack<Data>::kSize;
       float sums[kTiles][1][1][4] = {};
       weights.multiply(sums, [&](int, int span) {
-        return reinterpret_cast<const uint4*>(from + span * kClusterSpan);
+        return reinterpret_cast<const uint4*>(from + span * kSpan<Data>);
       });
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {

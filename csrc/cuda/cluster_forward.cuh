@@ -39,26 +39,28 @@ struct TileOfUnits {
 
   // The sums of all gates of this lane's pairs. With four slots a lane has two of a unit's gates in
   // two rows of the batch, and the lane 16 further the two others: they swap, and keep a row each.
-  static __device__ void gather(const float (&sums)[4], Brief (&u)[kPairs][kGates]) {
+  template <class Value>
+  static __device__ void gather(const float (&sums)[4], Value (&u)[kPairs][kGates]) {
     if constexpr (kSlots == 1) {
 #pragma unroll
-      for (int e = 0; e < kPairs; ++e) u[e][0] = Brief(sums[e]);
+      for (int e = 0; e < kPairs; ++e) u[e][0] = Value(sums[e]);
     } else {
       const bool upper = my_lane().g >= 4;
       const float low = upper ? sums[1] : sums[0], high = upper ? sums[3] : sums[2];
       const float other_low = Mma::swap(upper ? sums[0] : sums[1], 16);
       const float other_high = Mma::swap(upper ? sums[2] : sums[3], 16);
-      u[0][0] = Brief(upper ? other_low : low);
-      u[0][1] = Brief(upper ? low : other_low);
-      u[0][2] = Brief(upper ? other_high : high);
-      if constexpr (kGates == 4) u[0][3] = Brief(upper ? high : other_high);
+      u[0][0] = Value(upper ? other_low : low);
+      u[0][1] = Value(upper ? low : other_low);
+      u[0][2] = Value(upper ? other_high : high);
+      if constexpr (kGates == 4) u[0][3] = Value(upper ? high : other_high);
     }
   }
 };
 
-// What the four lanes 4, 8 and 12 apart have, in the order of lanes: 8 bytes.
+// What lanes of neighbouring units have, in their order: 8 bytes. In 16 bits of the four lanes 4, 8
+// and 12 apart ...
 template <class Data>
-__device__ inline void four_units(Data mine, uint32_t& low, uint32_t& high) {
+__device__ inline void neighbours(Data mine, uint32_t& low, uint32_t& high) {
   uint16_t bits;
   memcpy(&bits, &mine, 2);
   const int place = my_lane().g % 4;
@@ -68,9 +70,18 @@ __device__ inline void four_units(Data mine, uint32_t& low, uint32_t& high) {
   low = place < 2 ? pair : others;
   high = place < 2 ? others : pair;
 }
+// ... and in float32 of two.
+__device__ inline void neighbours(float mine, uint32_t& low, uint32_t& high) {
+  const float other = Mma::swap(mine, 4);
+  const bool second = my_lane().g % 2 != 0;
+  const float both[2] = {second ? other : mine, second ? mine : other};
+  memcpy(&low, &both[0], 4), memcpy(&high, &both[1], 4);
+}
 
 template <class Cell, class Data, int kShape, int kColumns>
 struct ClusterForward {
+  using Brief = BriefOf<Data>;
+  static constexpr int kTogether = 8 / sizeof(Data);  // units in what is sent at a time
   static constexpr int kSpans = kClusterForward[kShape].spans;
   using Tile = TileOfUnits<Cell::kGates>;
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
@@ -94,7 +105,8 @@ struct ClusterForward {
   __device__ ClusterForward(const SequenceForward& problem, const ClusterWork& share, int group)
       : p(problem),
         work(share),
-        weights(my_warp(), share.warps, share.tiles, share.spans, Exchange::memory() + share.rest) {
+        weights(my_warp(), share.warps, share.tiles, share.spans, Exchange::memory() + share.rest,
+                problem.n.tf32) {
     char* memory = Exchange::memory();
     h = reinterpret_cast<Data*>(memory);
     barriers = reinterpret_cast<uint64_t*>(memory + work.barriers);
@@ -117,7 +129,7 @@ struct ClusterForward {
     const Data* w = static_cast<const Data*>(p.weight_hh);
     const int64_t H = p.n.H;
     const bool aligned = reinterpret_cast<uintptr_t>(w) % 16 == 0 && H % Pack<Data>::kSize == 0;
-    const auto at = [](int span) { return span * kClusterSpan + my_lane().q * 8; };
+    const auto at = [](int span) { return span * kSpan<Data> + my_lane().q * Pack<Data>::kSize; };
     weights.load(at, [&](Pack<Data>& to, int k, int, int row) {
       const int gate = Tile::gate(row), unit = unit0 + Tile::unit(row);
       const bool there = gate < G && unit < H;
@@ -195,7 +207,8 @@ struct ClusterForward {
   __device__ void step(int step) {
     const bool more = step + 1 < p.n.T;
     uint64_t* next = &barriers[(step + 1) & 1];
-    if (more && threadIdx.x == 0) Exchange::expect(next, rows * work.size * work.units * 2);
+    if (more && threadIdx.x == 0)
+      Exchange::expect(next, rows * work.size * work.units * int{sizeof(Data)});
     if (step > 0) Exchange::wait(&barriers[step & 1], (step - 1) >> 1 & 1);
 
     float sums[1][kColumns][kChains][4] = {};
@@ -208,10 +221,10 @@ struct ClusterForward {
     // with others.
     const Lane lane = my_lane();
     const int row = kColumns > 1 || lane.g < rows ? lane.g : 0;
-    const Data* from = h + ((step & 1) * work.rows + row) * work.pitch + lane.q * 8;
+    const Data* from = h + ((step & 1) * work.rows + row) * work.pitch + lane.q * Pack<Data>::kSize;
     weights.multiply(sums, [&](int n, int span) {
       return reinterpret_cast<const uint4*>(from + n * kClusterRows * work.pitch +
-                                            span * kClusterSpan);
+                                            span * kSpan<Data>);
     });
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
@@ -252,20 +265,21 @@ struct ClusterForward {
     }
   }
 
-  // h of four units of a row, this lane's among them, to every CTA's buffer. The lanes that hold
-  // the same four share the CTAs.
+  // h of some units of a row, this lane's among them, to every CTA's buffer. The lanes that hold
+  // the same share the CTAs.
   __device__ void send(int i, int buffer) {
     Data mine;
     round_to(mine, state[i][0].v);
     uint32_t low, high;
-    four_units(mine, low, high);
+    neighbours(mine, low, high);
     if (row_of(i) >= rows) return;
-    const int unit = unit_of(i) - my_lane().g % 4;
-    const int to = ((buffer * work.rows + row_of(i)) * work.pitch + unit) * 2;
+    const int mine_of = my_lane().g % kTogether, unit = unit_of(i) - mine_of;
+    const int to =
+        ((buffer * work.rows + row_of(i)) * work.pitch + unit) * static_cast<int>(sizeof(Data));
     const int barrier = work.barriers + buffer * 8;
 #pragma unroll
-    for (int four = 0; four < 16; four += 4) {
-      const int peer = my_lane().g % 4 + four;
+    for (int first = 0; first < 16; first += kTogether) {
+      const int peer = mine_of + first;
       if (peer >= work.size) continue;
       const auto there = Exchange::address(Exchange::memory(), peer);
       Exchange::send(there + to, there + barrier, low, high);

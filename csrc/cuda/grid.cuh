@@ -24,12 +24,13 @@ struct Awaited {
 template <class Cell>
 Awaited awaited(const SequenceForward& p) {
   const SequenceSizes& n = p.n;
-  return {p.y, size_t(n.y_row) * 2, size_t(n.H) * 2, size_t(n.T * n.B)};
+  const size_t item = size_t(item_size(n.dtype));
+  return {p.y, size_t(n.y_row) * item, size_t(n.H) * item, size_t(n.T * n.B)};
 }
 template <class Cell>
 Awaited awaited(const SequenceBackward& p) {
   const SequenceSizes& n = p.n;
-  const size_t width = size_t(Cell::kGrads * n.H) * 2;
+  const size_t width = size_t(Cell::kGrads * n.H) * size_t(item_size(n.dtype));
   return {p.grads, width, width, size_t(n.T * n.B)};
 }
 

@@ -18,7 +18,9 @@ namespace cuda {
 template <class Cell, class Data>
 struct GridBackward {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
-  static constexpr int kPairs = kGridPairs;
+  static constexpr int kPairs = kGridPairs, kPack = Pack<Data>::kSize;
+  static constexpr GridShape kShape = grid_shape(true, sizeof(Data));
+  using Brief = BriefOf<Data>;
   static_assert(S <= kClusterStates, "");
 
   const SequenceBackward& p;
@@ -28,18 +30,19 @@ struct GridBackward {
   int row0;           // first batch row of those at hand ...
   int rows;           // ... and how many there are
   int place[kPairs];  // row and unit of a pair: row << 16 | unit
-  Resident<Data, kGridBackward.tiles, kGridBackward.spans> weights;
+  Resident<Data, kShape.tiles, kShape.spans> weights;
   Recalled<Cell, Data> known[kPairs];
   float carry[kPairs][S];  // gradients of the states
 
   __device__ GridBackward(const SequenceBackward& problem, const GridWork& share, int rank)
       : p(problem),
         work(share),
-        weights(0, 1, share.tiles, share.spans,
-                GridExchange::memory() + share.rest +
-                    my_warp() * share.tiles * max(0, share.spans - kGridBackward.spans) *
-                        kClusterTileBytes) {
-    wide = rows_are_wide(p.grads, p.n.H, p.n.H);
+        weights(
+            0, 1, share.tiles, share.spans,
+            GridExchange::memory() + share.rest +
+                my_warp() * share.tiles * max(0, share.spans - kShape.spans) * kClusterTileBytes,
+            problem.n.tf32) {
+    wide = rows_are_wide<Data>(p.grads, p.n.H, p.n.H);
     unit0 = rank * share.units;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
@@ -74,8 +77,8 @@ struct GridBackward {
     int gate, unit;
   };
   __device__ GateRow gate_row(int span) const {
-    const int each = (static_cast<int>(p.n.H) + 7) / 8 * 8;
-    const int k = (my_warp() * work.spans + span) * kClusterSpan + my_lane().q * 8;
+    const int each = (static_cast<int>(p.n.H) + kPack - 1) / kPack * kPack;
+    const int k = (my_warp() * work.spans + span) * kSpan<Data> + my_lane().q * kPack;
     int gate = span < work.spans ? 0 : G;
 #pragma unroll
     for (int g = 1; g <= G; ++g) {
@@ -93,7 +96,7 @@ struct GridBackward {
       const bool there = from.gate < G && column < work.units && unit < H;
       const Data* rows = w + int64_t{from.gate * H + from.unit} * H + unit;
 #pragma unroll
-      for (int v = 0; v < Pack<Data>::kSize; ++v) {
+      for (int v = 0; v < kPack; ++v) {
         to.v[v] = Data(0.0f);
         if (there && from.unit + v < H) to.v[v] = rows[v * H];
       }
@@ -159,7 +162,7 @@ struct GridBackward {
       }
       to.dy = Data(0.0f);
       if (p.dy != nullptr) to.dy = static_cast<const Data*>(p.dy)[(t * n.B + b) * n.y_row + unit];
-      if (i > 0 && (place[j] & 15) == 0) {
+      if (i > 0 && (place[j] & (kSector<Data> - 1)) == 0) {
         const Data* later = static_cast<const Data*>(p.grads) + (before * n.B + b) * D * n.H + unit;
 #pragma unroll
         for (int k = 0; k < D; ++k) GridExchange::expect(later + k * n.H);
@@ -181,7 +184,7 @@ struct GridBackward {
       const int count = from.gate < G ? static_cast<int>(p.n.H) - from.unit : 0;
       return Eight{Cell::h_grad(from.gate) * p.n.H + from.unit, count};
     };
-    grid_product<kGridBackward.sums>(weights, sums(), wide, row, at);
+    grid_product<kShape.sums>(weights, sums(), wide, row, at);
   }
 
   __device__ void step(int i) {

@@ -20,7 +20,8 @@
 namespace fusedrnn {
 namespace cuda {
 
-// Two of them in a word of 32 bits. Rounding to bfloat16 and float16 turns every NaN into 0x7fff.
+// Two of them in a word of 32 bits. Rounding to bfloat16 and float16 turns every NaN into 0x7fff. A
+// number of float32 is a word, and kAbsentPair another NaN than arithmetic makes.
 constexpr uint16_t kAbsent = 0xffff;
 constexpr uint32_t kAbsentPair = 0xffffffff;
 
@@ -52,10 +53,16 @@ struct GridExchange {
     asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory");
     return v;
   }
+  static __device__ uint32_t look(const uint32_t* at) {
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+    return v;
+  }
   // Whether all lanes of a warp have what they need.
   static __device__ bool everyone(bool mine) { return __all_sync(0xffffffffu, mine); }
   // Between two looks at so many numbers. With assertions on, what never comes ends the kernel.
-  static __device__ void pause(uint32_t& looks, const void*, int) {
+  template <class Data>
+  static __device__ void pause(uint32_t& looks, const Data*, int) {
 #ifndef NDEBUG
     if (++looks == 1u << 26) __trap();  // a minute or so
 #else

@@ -22,6 +22,8 @@ template <class Cell, class Data>
 struct GridForward {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
   static constexpr int kPairs = kGridPairs;
+  static constexpr GridShape kShape = grid_shape(false, sizeof(Data));
+  using Brief = BriefOf<Data>;
 
   const SequenceForward& p;
   const GridWork& work;
@@ -36,18 +38,19 @@ struct GridForward {
   static_assert(kGridRows / kClusterRows <= kBegun, "");
   uint32_t marks;
   uint32_t cut;  // a bit for each pair: whether the next step starts with the reset state
-  Resident<Data, kGridForward.tiles, kGridForward.spans> weights;
+  Resident<Data, kShape.tiles, kShape.spans> weights;
   Data x[kPairs][G];
   Brief state[kPairs][S];
 
   __device__ GridForward(const SequenceForward& problem, const GridWork& share, int rank)
       : p(problem),
         work(share),
-        weights(0, 1, share.tiles, share.spans,
-                GridExchange::memory() + share.rest +
-                    my_warp() * share.tiles * max(0, share.spans - kGridForward.spans) *
-                        kClusterTileBytes) {
-    wide = rows_are_wide(p.y, p.n.H, p.n.y_row);
+        weights(
+            0, 1, share.tiles, share.spans,
+            GridExchange::memory() + share.rest +
+                my_warp() * share.tiles * max(0, share.spans - kShape.spans) * kClusterTileBytes,
+            problem.n.tf32) {
+    wide = rows_are_wide<Data>(p.y, p.n.H, p.n.y_row);
     unit0 = rank * share.units;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
@@ -96,7 +99,7 @@ struct GridForward {
 
   // This lane's first k in one of its warp's spans.
   __device__ int k_of(int span) const {
-    return (my_warp() * work.spans + span) * kClusterSpan + my_lane().q * 8;
+    return (my_warp() * work.spans + span) * kSpan<Data> + my_lane().q * Pack<Data>::kSize;
   }
 
   // The states before the first step of some rows.
@@ -148,7 +151,7 @@ struct GridForward {
       for (int g = 0; g < G; ++g) x[i][g] = from[g * n.H];
       const int length = lengths()[row_of(i)];
       cut |= uint32_t{reset_mark(n, p.reset, length, row0 + row_of(i), step + 1) != 0} << i;
-      if (step + 1 < n.T && (place[i] & 15) == 0) {
+      if (step + 1 < n.T && (place[i] & (kSector<Data> - 1)) == 0) {
         const int64_t later = time_of(n, step + 1) * n.B + row0 + row_of(i);
         GridExchange::expect(static_cast<const Data*>(p.y) + later * n.y_row + unit_of(i));
       }
@@ -184,7 +187,7 @@ struct GridForward {
       const int64_t k = span < work.spans ? k_of(span) : p.n.H;
       return Eight{k, static_cast<int>(p.n.H - k)};
     };
-    grid_product<kGridForward.sums>(weights, sums(), wide, row, at);
+    grid_product<kShape.sums>(weights, sums(), wide, row, at);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       if (i >= work.pairs) break;

@@ -24,43 +24,52 @@ struct RowOfB {
   bool awaited;
 };
 
-// Where eight neighbouring elements of k are in a row of B, and how many of them there are.
+// Where eight neighbouring elements of k are in a row of B, of float32 four, and how many of them
+// there are.
 struct Eight {
   int64_t offset;
   int count;
 };
 
-// Eight numbers of a row; those that are not there are zero.
+// The bits of a number.
+template <class Data>
+using BitsOfData = std::conditional_t<sizeof(Data) == 2, uint16_t, uint32_t>;
+
+// Sixteen bytes of a row; numbers that are not there are zero.
 template <class Data>
 __device__ inline uint4 ask(const RowOfB<Data>& row, const Eight& eight, bool wide) {
   uint4 words = {0, 0, 0, 0};
   if (row.from == nullptr || eight.count <= 0) return words;
   const Data* from = row.from + eight.offset;
   if (row.awaited && wide) return GridExchange::look(reinterpret_cast<const uint4*>(from));
+  constexpr int kPack = Pack<Data>::kSize, kHalf = kPack / 2, kBits = 64 / kHalf;
   uint64_t half[2] = {0, 0};
 #pragma unroll 1
-  for (int v = 0; v < 8 && v < eight.count; ++v) {
-    uint16_t bits;
+  for (int v = 0; v < kPack && v < eight.count; ++v) {
+    BitsOfData<Data> bits;
     if (row.awaited) {
-      bits = GridExchange::look(reinterpret_cast<const uint16_t*>(from) + v);
+      bits = GridExchange::look(reinterpret_cast<const BitsOfData<Data>*>(from) + v);
     } else {
-      memcpy(&bits, from + v, 2);
+      memcpy(&bits, from + v, sizeof(Data));
     }
-    const uint64_t there = static_cast<uint64_t>(bits) << v % 4 * 16;
-    half[0] |= v < 4 ? there : 0, half[1] |= v < 4 ? 0 : there;
+    const uint64_t there = static_cast<uint64_t>(bits) << v % kHalf * kBits;
+    half[0] |= v < kHalf ? there : 0, half[1] |= v < kHalf ? 0 : there;
   }
   words = {static_cast<uint32_t>(half[0]), static_cast<uint32_t>(half[0] >> 32),
            static_cast<uint32_t>(half[1]), static_cast<uint32_t>(half[1] >> 32)};
   return words;
 }
 
-// Whether a word, or with `wide` false either half of it, is still to come.
+// Whether a word, or with `wide` false either half of it, is still to come. float32 has no halves.
+template <class Data>
 __device__ inline bool absent(uint32_t word, bool wide) {
+  if constexpr (sizeof(Data) == 4) return word == kAbsentPair;
   return word == kAbsentPair || (!wide && ((word & 0xffffu) == kAbsent || word >> 16 == kAbsent));
 }
+template <class Data>
 __device__ inline bool absent(const uint4& words, bool wide) {
-  return absent(words.x, wide) || absent(words.y, wide) || absent(words.z, wide) ||
-         absent(words.w, wide);
+  return absent<Data>(words.x, wide) || absent<Data>(words.y, wide) ||
+         absent<Data>(words.z, wide) || absent<Data>(words.w, wide);
 }
 
 // One piece of B on its way: kGridPiece spans of one column.
@@ -86,7 +95,7 @@ struct Piece {
       uint32_t missing = 0;
 #pragma unroll
       for (int j = 0; j < kGridPiece; ++j) {
-        missing |= uint32_t{row.awaited && absent(b[j], wide)} << j;
+        missing |= uint32_t{row.awaited && absent<Data>(b[j], wide)} << j;
       }
       if (GridExchange::everyone(missing == 0)) return;
 #pragma unroll
@@ -201,16 +210,18 @@ __device__ inline void grid_product(const Resident<Data, kTiles, kSpans>& weight
 }
 
 // A number that others wait for. Lanes with neighbouring places have neighbouring units; where
-// rows of the tensor allow it (`wide`), two of them write one word. All lanes of a warp come here.
+// rows of the tensor allow it (`wide`), two numbers of 16 bits are written as one word. All lanes
+// of a warp come here.
 template <class Data>
 __device__ inline void publish(void* tensor, int64_t at, float value, bool there, bool wide) {
   Data data;
   round_to(data, value);
-  uint16_t bits;
-  memcpy(&bits, &data, 2);
-  if (bits == kAbsent) bits = 0x7fff;
-  if (!wide) {
-    if (there) GridExchange::publish(static_cast<uint16_t*>(tensor) + at, bits);
+  BitsOfData<Data> bits;
+  memcpy(&bits, &data, sizeof(Data));
+  constexpr BitsOfData<Data> kNever = static_cast<BitsOfData<Data>>(kAbsentPair);
+  if (bits == kNever) bits = kNever >> 1;
+  if (sizeof(Data) == 4 || !wide) {
+    if (there) GridExchange::publish(static_cast<BitsOfData<Data>*>(tensor) + at, bits);
     return;
   }
   const uint32_t other = Mma::swap(static_cast<uint32_t>(bits), 1);
@@ -220,9 +231,15 @@ __device__ inline void publish(void* tensor, int64_t at, float value, bool there
 }
 
 // Whether rows of a tensor can be read 16 bytes at a time.
+template <class Data>
 __device__ inline bool rows_are_wide(const void* tensor, int64_t H, int64_t row) {
-  return reinterpret_cast<uintptr_t>(tensor) % 16 == 0 && H % 8 == 0 && row % 8 == 0;
+  constexpr int kPack = Pack<Data>::kSize;
+  return reinterpret_cast<uintptr_t>(tensor) % 16 == 0 && H % kPack == 0 && row % kPack == 0;
 }
+
+// Numbers in 32 bytes, the least that is brought to L2.
+template <class Data>
+constexpr int kSector = 32 / sizeof(Data);
 
 #endif
 

@@ -43,6 +43,13 @@ __device__ inline void mma(__half, float (&c)[4], const uint32_t (&a)[4], uint32
   FRNN_MMA("f16");
 }
 #undef FRNN_MMA
+// tf32, m16n8k8: the 13 low bits of a and b are not looked at.
+__device__ inline void mma(float, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 #endif
 
 // c[n] += A B[n] for n tiles of B; A is [16, 16], a B [16, 8]. a_row(lane) and b_row(pair, lane)

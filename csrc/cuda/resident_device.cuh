@@ -3,6 +3,15 @@
 // runs there.
 #pragma once
 #include "product_mma.cuh"
+
+namespace fusedrnn {
+namespace cuda {
+
+constexpr uint32_t kTf32 = 0xffffe000;  // the bits of a float that tf32 has
+
+}  // namespace cuda
+}  // namespace fusedrnn
+
 #ifdef FUSEDRNN_CUDA_HOST
 #include "../testing/cluster_host.h"
 #endif
@@ -22,6 +31,11 @@ struct Mma {
   static __device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0,
                                   uint32_t b1) {
     mma(Data(), sums, a, b0, b1);
+  }
+  // A float rounded to tf32, halves away from zero; the bits that tf32 has not may be any.
+  static __device__ uint32_t rounded(uint32_t word) {
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(__uint_as_float(word)));
+    return word;
   }
   // What the lane that differs in these bits gave.
   template <class T>

@@ -3,11 +3,12 @@
 //
 // The order of k is free as long as A and B agree. In each span of 32, lane q of a group of four
 // has k = 8 q .. 8 q + 7: the first four in one product, the others in the next. So one 16-byte
-// load brings what a lane has of B in a span, and two what it has of A.
+// load brings what a lane has of B in a span, and two what it has of A. float32 has spans of 16,
+// k = 4 q .. 4 q + 3, two in each product of m16n8k8, whose words lie as the others' pairs do.
 #pragma once
 #include "../cluster_tile.h"
 #include "brief.cuh"
-#include "resident_device.cuh"
+#include "product_tf32.cuh"
 #include "state.cuh"
 
 namespace fusedrnn {
@@ -25,21 +26,27 @@ __device__ inline Lane my_lane() {
 }
 __device__ inline int my_warp() { return threadIdx.x / 32; }
 
+template <class Data>
+constexpr int kSpan = cluster_span(sizeof(Data));
+
 // A warp's share of A: tiles of 16 rows, every `stride`th from `first` on.
 template <class Data, int kTiles, int kSpans>
 struct Resident {
   uint32_t a[kTiles][kSpans][2][4];
   int first, stride, tiles, spans;  // tiles: how many of A are the warp's
   uint4* rest;  // [all tiles][spans - kSpans][2][32 lanes]: each lane reads what it has written
+  bool tf32;    // float32: numbers are rounded to tf32 (product_tf32.cuh)
 
-  __device__ Resident(int first_tile, int every, int all_tiles, int all_spans, char* memory)
+  __device__ Resident(int first_tile, int every, int all_tiles, int all_spans, char* memory,
+                      bool rounded)
       : first(first_tile),
         stride(every),
         tiles((all_tiles - first + stride - 1) / stride),
         spans(all_spans),
-        rest(reinterpret_cast<uint4*>(memory)) {}
+        rest(reinterpret_cast<uint4*>(memory)),
+        tf32(rounded) {}
 
-  // row(to, of, tile, i) gives what this lane has of row i of a tile in a span: eight values. `of`
+  // row(to, of, tile, i) gives what this lane has of row i of a tile in a span: 16 bytes. `of`
   // is at(span), made once for all rows.
   template <class At, class Row>
   __device__ void load(At at, Row row) {
@@ -99,21 +106,23 @@ struct Resident {
   template <int kChains>
   __device__ void multiply_held(float (&sums)[kTiles][kChains][4], int span,
                                 const uint4& of_b) const {
+    const auto& operand = prepared(of_b);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      if (kTiles == 1 || m < tiles) twice<kChains>(sums[m], a[m][span], of_b, span);
+      if (kTiles == 1 || m < tiles) twice<kChains>(sums[m], a[m][span], operand, span);
     }
   }
   // ... and of those in shared memory.
   template <int kChains>
   __device__ void multiply_rest(float (&sums)[kTiles][kChains][4], int span,
                                 const uint4& of_b) const {
+    const auto& operand = prepared(of_b);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       if (kTiles > 1 && m >= tiles) continue;
       const uint4 low = *place(m, span, 0), high = *place(m, span, 1);
       const uint32_t of_a[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
-      twice<kChains>(sums[m], of_a, of_b, 0);
+      twice<kChains>(sums[m], of_a, operand, 0);
     }
   }
 
@@ -123,12 +132,31 @@ struct Resident {
     return rest + (at * 2 + j) * 32 + threadIdx.x % 32;
   }
 
+  // 16 bytes of B as products of several tiles take them: 16-bit numbers as they are.
+  __device__ decltype(auto) prepared(const uint4& of_b) const {
+    if constexpr (sizeof(Data) == 2) {
+      return (of_b);
+    } else {
+      return Parts(of_b, tf32);
+    }
+  }
+
   template <int kChains>
-  static __device__ void twice(float (&sums)[kChains][4], const uint32_t (&of_a)[2][4],
-                               const uint4& of_b, int span) {
+  __device__ void twice(float (&sums)[kChains][4], const uint32_t (&of_a)[2][4], const uint4& of_b,
+                        int span) const {
     const int chain = span * 2;
-    Mma::multiply<Data>(sums[chain % kChains], of_a[0], of_b.x, of_b.y);
-    Mma::multiply<Data>(sums[(chain + 1) % kChains], of_a[1], of_b.z, of_b.w);
+    if constexpr (sizeof(Data) == 2) {
+      Mma::multiply<Data>(sums[chain % kChains], of_a[0], of_b.x, of_b.y);
+      Mma::multiply<Data>(sums[(chain + 1) % kChains], of_a[1], of_b.z, of_b.w);
+    } else {
+      twice<kChains>(sums, of_a, Parts(of_b, tf32), span);
+    }
+  }
+  template <int kChains>
+  __device__ void twice(float (&sums)[kChains][4], const uint32_t (&of_a)[2][4], const Parts& of_b,
+                        int span) const {
+    const int chain = span * 2;
+    multiply_float(sums[chain % kChains], sums[(chain + 1) % kChains], of_a, of_b, tf32);
   }
 
   template <class Of, class Row>
@@ -140,6 +168,10 @@ struct Resident {
       if (there) {
         row(values, of, first + m * stride, my_lane().g + 8 * half);
         memcpy(words, &values, 16);
+        if constexpr (sizeof(Data) == 4) {
+#pragma unroll
+          for (int v = 0; v < 4; ++v) words[v] = tf32 ? Mma::rounded(words[v]) : words[v];
+        }
       }
       to[0][half] = words[0], to[0][2 + half] = words[1];
       to[1][half] = words[2], to[1][2 + half] = words[3];

@@ -63,4 +63,13 @@ inline Tensor allocate(const Tensor& like, const std::vector<int64_t>& size,
   return Tensor(handle);
 }
 
+// Whether products of float32 with W_hh may be rounded to tf32 on a GPU: fusedrnn/_precision.py,
+// which reads torch's switch.
+inline bool recurrence_in_tf32() {
+  StableIValue stack[1] = {};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("fusedrnn::recurrence_in_tf32", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<bool>(stack[0]);
+}
+
 }  // namespace fusedrnn

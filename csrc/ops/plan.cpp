@@ -77,15 +77,18 @@ std::string cluster_room(int64_t size) {
 #endif
 }
 
-// One line a kernel, in the order of plans(), the fields of Plan between bars.
+// One line a kernel, in the order of plans(), the fields of Plan between bars. `precision`: tf32 or
+// ieee; empty: as torch's switch is.
 std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
                            int64_t P, bool projection, bool backward, int64_t directions,
-                           std::string device) {
+                           std::string precision, std::string device) {
   PlanProblem problem{
       0, 0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
   const CellName name = read_cell(cell);
   const std::string& kernel = name.kernel;
   problem.stepwise_only = name.options.stepwise_only();
+  problem.tf32 = problem.dtype == DType::f32 &&
+                 (precision.empty() ? recurrence_in_tf32() : precision == "tf32");
   problem.full = name.options.full, problem.layer_norm = name.options.layer_norm;
 #define X(...)                             \
   if (kernel == __VA_ARGS__::kName) {      \

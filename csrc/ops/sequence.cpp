@@ -116,11 +116,11 @@ struct Problem {
   CellSizes c;
   int64_t N, T, B, H, P;  // N directions
   bool projected;
+  bool tf32 = false;
 
   SequenceSizes sizes(int64_t direction, DType dtype) const {
-    return {
-        T,           B, H, P, dtype, direction == 1, N * P, int(torch::stable::get_num_threads()),
-        cell.options};
+    const int threads = int(torch::stable::get_num_threads());
+    return {T, B, H, P, dtype, direction == 1, N * P, threads, tf32, cell.options};
   }
 };
 
@@ -155,7 +155,9 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
                   c.weights ? directions : 0, " tensors, got ", weight_unit.size());
   STD_TORCH_CHECK(!weight_hr.empty() || P == H, "fusedrnn: weight_hh must be [", c.gates * H, ", ",
                   H + w.size(1) - width, "] without a projection, got ", show(w));
-  return {name_of, c, int64_t(directions), like.size(0), like.size(1), H, P, !weight_hr.empty()};
+  const bool tf32 = like.is_cuda() && dtype_of(like) == DType::f32 && recurrence_in_tf32();
+  return {name_of, c, int64_t(directions), like.size(0), like.size(1),
+          H,       P, !weight_hr.empty(),  tf32};
 }
 
 // Entry d of a tensor's first dimension, or of a list; null where there is none.

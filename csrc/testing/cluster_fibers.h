@@ -54,9 +54,10 @@ class Cluster {
   }
   void publish(void* to, uint32_t word, size_t bytes) { published_.push_back({to, word, bytes}); }
   // Until so many numbers are there that others publish.
-  void await(const uint16_t* at, int count) {
-    if (all_there(at, count)) return;
-    looking_.push_back({at, count, running_});
+  void await(const void* at, int count, int item) {
+    const Looking looking = {static_cast<const char*>(at), count, item, running_};
+    if (looking.all_there()) return;
+    looking_.push_back(looking);
     park();
   }
   // Gives `mine` to the warp and returns what all lanes gave.
@@ -97,9 +98,19 @@ class Cluster {
     size_t bytes;
   };
   struct Looking {
-    const uint16_t* at;
-    int count;
+    const char* at;
+    int count, item;  // numbers, and bytes of each
     Fiber* fiber;
+
+    bool all_there() const {
+      const auto absent = [&](int i) {
+        return std::all_of(at + i * item, at + (i + 1) * item, [](char c) { return c == '\xff'; });
+      };
+      for (int i = 0; i < count; ++i) {
+        if (absent(i)) return false;
+      }
+      return true;
+    }
   };
   struct Cta {
     std::unique_ptr<char[]> memory{new char[kShared + 128]};
@@ -111,9 +122,6 @@ class Cluster {
   };
 
   static Barrier& barrier(uint64_t* at) { return *reinterpret_cast<Barrier*>(at); }
-  static bool all_there(const uint16_t* at, int count) {
-    return std::count(at, at + count, uint16_t(0xffff)) == 0;
-  }
   void begin(int index);
   void park() { swapcontext(&running_->context, &scheduler_); }
   void wake(Fiber* fiber) { fiber->warp->ready.push_back(fiber); }
@@ -262,7 +270,7 @@ inline void Cluster::deliver_published(std::mt19937_64& random) {
   published_.pop_back();
   std::memcpy(one.to, &one.word, one.bytes);
   const auto has_come = [&](const Looking& l) {
-    const bool here = one.to >= l.at && one.to < l.at + l.count && all_there(l.at, l.count);
+    const bool here = one.to >= l.at && one.to < l.at + l.count * l.item && l.all_there();
     if (here) wake(l.fiber);
     return here;
   };

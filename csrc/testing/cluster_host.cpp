@@ -13,6 +13,7 @@
 #include "../cuda/choice.h"
 #include "../cuda/cluster_bf16.cu"
 #include "../cuda/cluster_f16.cu"
+#include "../cuda/cluster_f32.cu"
 #include "../devices.h"
 
 namespace {
@@ -27,14 +28,19 @@ using Pointers = std::map<std::string, uintptr_t>;  // by the fields' names; abs
 using Direction = std::pair<bool, Pointers>;        // whether it is the reverse one
 using Answer = std::optional<std::string>;          // what is wrong
 
+bool tf32 = false;  // SequenceSizes
+
 struct Problem {
   int64_t T, B, H, P;
   std::string dtype;
   int64_t y_row;
 
   SequenceSizes sizes(bool reverse) const {
-    const DType kind = dtype == "bfloat16" ? DType::bf16 : DType::f16;
-    return {T, B, H, P, kind, reverse, y_row, 1};
+    static const std::map<std::string, DType> names = {{"float64", DType::f64},
+                                                       {"float32", DType::f32},
+                                                       {"bfloat16", DType::bf16},
+                                                       {"float16", DType::f16}};
+    return {T, B, H, P, names.at(dtype), reverse, y_row, 1, tf32};
   }
 };
 
@@ -65,7 +71,8 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
   const auto on = [&](auto kernels, int gates) {
     const Choice& c = choices[backward];
     ClusterWork work;
-    answer = cluster_work(work, gates, p.H, c.shape, c.size, c.rows, backward)
+    answer = cluster_work(work, gates, p.H, c.shape, c.size, c.rows, backward,
+                          item_size(p.sizes(false).dtype))
                  ? run(kernels, work)
                  : Answer("the shape cannot serve the problem so");
   };
@@ -75,6 +82,8 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
     on(cuda::Clustered<__VA_ARGS__, DType::bf16>(), __VA_ARGS__::kGates); \
   } else if (kernel == __VA_ARGS__::kName && p.dtype == "float16") {      \
     on(cuda::Clustered<__VA_ARGS__, DType::f16>(), __VA_ARGS__::kGates);  \
+  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float32") {      \
+    on(cuda::Clustered<__VA_ARGS__, DType::f32>(), __VA_ARGS__::kGates);  \
   }
   FRNN_FOR_EACH_CELL(X)
 #undef X
@@ -134,7 +143,6 @@ std::string served(const std::string& cell, const Problem& problem, bool project
   }
   SequenceForward p = {};
   p.n = problem.sizes(false);
-  if (problem.dtype == "float32") p.n.dtype = DType::f32;
   p.weight_hr = projection ? &p : nullptr;
   const char* wrong = "no such cell";
   std::string kernel = "stepwise";
@@ -155,6 +163,8 @@ std::string served(const std::string& cell, const Problem& problem, bool project
 #undef X
   return wrong != nullptr ? wrong : kernel;
 }
+
+void tensor_cores(bool rounded, bool cut) { tf32 = rounded, cuda::host::sums_are_cut = cut; }
 
 void choose(int shape, int size, int rows, bool backward) {
   choices[backward] = {shape, size, rows};
@@ -179,6 +189,10 @@ PYBIND11_MODULE(fusedrnn_cluster_host, m) {
         py::arg("order") = 0, text);
   m.def("choose", choose, py::kw_only(), py::arg("shape"), py::arg("size"), py::arg("rows"),
         py::arg("backward"), "How clusters share the problems of the calls that follow.");
+  m.def("tensor_cores", tensor_cores, py::kw_only(), py::arg("tf32") = false,
+        py::arg("cut") = false,
+        "For the calls that follow: whether float32 products are those of rounded numbers, and "
+        "whether tensor cores cut their sums off.");
   m.def("served", served, py::arg("cell"), py::arg("problem"), py::kw_only(),
         py::arg("projection") = false, py::arg("backward") = false, py::arg("directions") = 1,
         py::arg("device") = "h200", py::arg("refusals") = std::map<std::string, std::string>(),

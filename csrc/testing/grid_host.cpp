@@ -5,6 +5,7 @@
 #include "../cell_name.h"
 #include "../cuda/grid_bf16.cu"
 #include "../cuda/grid_f16.cu"
+#include "../cuda/grid_f32.cu"
 #include "sequence_fields.h"
 
 namespace {
@@ -17,6 +18,7 @@ using Answer = std::optional<std::string>;  // what is wrong
 struct Choice {
   int tiles, warps, rows, groups;
 } choices[2];
+bool tf32 = false;  // SequenceSizes
 
 // run(kernels of the cell and dtype, how groups share the problem).
 template <class F>
@@ -27,7 +29,8 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
   const auto on = [&](auto kernels, int gates) {
     const Choice& c = choices[backward];
     GridWork work;
-    if (!grid_work(work, gates, p.H, c.tiles, c.warps, c.rows, backward)) {
+    if (!grid_work(work, gates, p.H, c.tiles, c.warps, c.rows, backward,
+                   item_size(p.sizes(false).dtype))) {
       answer = "the kernel cannot serve the problem so";
       return;
     }
@@ -42,6 +45,8 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
     on(cuda::Gridded<__VA_ARGS__, DType::bf16>(), __VA_ARGS__::kGates); \
   } else if (kernel == __VA_ARGS__::kName && p.dtype == "float16") {    \
     on(cuda::Gridded<__VA_ARGS__, DType::f16>(), __VA_ARGS__::kGates);  \
+  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float32") {    \
+    on(cuda::Gridded<__VA_ARGS__, DType::f32>(), __VA_ARGS__::kGates);  \
   }
   FRNN_FOR_EACH_CELL(X)
 #undef X
@@ -51,7 +56,7 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
 Answer run_forward(const std::string& cell, const Problem& problem,
                    const std::vector<Direction>& directions, uint64_t order) {
   auto layer = forward_layer(problem, directions);
-  for (auto& p : layer) p.n.options = read_cell(cell).options;
+  for (auto& p : layer) p.n.options = read_cell(cell).options, p.n.tf32 = tf32;
   return with_kernels(cell, problem, false, order, [&](auto kernels, auto& work, bool& refused) {
     return kernels.forward(layer.data(), int(layer.size()), work, nullptr, refused);
   });
@@ -60,11 +65,13 @@ Answer run_forward(const std::string& cell, const Problem& problem,
 Answer run_backward(const std::string& cell, const Problem& problem,
                     const std::vector<Direction>& directions, uint64_t order) {
   auto layer = backward_layer(problem, directions);
-  for (auto& p : layer) p.n.options = read_cell(cell).options;
+  for (auto& p : layer) p.n.options = read_cell(cell).options, p.n.tf32 = tf32;
   return with_kernels(cell, problem, true, order, [&](auto kernels, auto& work, bool& refused) {
     return kernels.backward(layer.data(), int(layer.size()), work, nullptr, refused);
   });
 }
+
+void tensor_cores(bool rounded, bool cut) { tf32 = rounded, cuda::host::sums_are_cut = cut; }
 
 void choose(int tiles, int warps, int rows, int groups, bool backward) {
   choices[backward] = {tiles, warps, rows, groups};
@@ -86,6 +93,10 @@ PYBIND11_MODULE(fusedrnn_grid_host, m) {
   m.def("choose", choose, py::kw_only(), py::arg("tiles"), py::arg("warps"), py::arg("rows"),
         py::arg("groups"), py::arg("backward"),
         "How groups share the problems of the calls that follow.");
+  m.def("tensor_cores", tensor_cores, py::kw_only(), py::arg("tf32") = false,
+        py::arg("cut") = false,
+        "For the calls that follow: whether float32 products are those of rounded numbers, and "
+        "whether tensor cores cut their sums off.");
   m.def(
       "leave_out", [](std::string what) { cuda::host::cluster_fault = std::move(what); },
       "Leaves out a part of the protocol: wait, sync_empty, sync_full; or nothing.");

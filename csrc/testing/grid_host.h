@@ -21,12 +21,14 @@ struct GridExchange {
   static void publish(uint16_t* to, uint16_t word) { cluster().publish(to, word, 2); }
   static uint4 look(const uint4* at) { return *at; }
   static uint16_t look(const uint16_t* at) { return *at; }
+  static uint32_t look(const uint32_t* at) { return *at; }
   static bool everyone(bool mine) {
     const bool* all = cluster().together(mine);
     return left_out("wait") || std::all_of(all, all + 32, [](bool one) { return one; });
   }
-  static void pause(uint32_t&, const void* at, int count) {
-    cluster().await(static_cast<const uint16_t*>(at), min(count, 8));
+  template <class Data>
+  static void pause(uint32_t&, const Data* at, int count) {
+    cluster().await(at, min(count, Pack<Data>::kSize), sizeof(Data));
   }
   static void expect(const void*) {}
 };

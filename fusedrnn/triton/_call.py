@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import random
+from .. import _precision, random
 from ..cells import CELLS, Cell
 from ..reference import state_dtype
 from . import plan as planner
@@ -159,7 +159,7 @@ def problem(
             f"fusedrnn: weight_hh has {H} x {depth} elements a gate; the Triton kernels take less "
             'than two to the 31st. Use fusedrnn.backend("cuda") or fewer units'
         )
-    precision = planner.precision(like.dtype, like.device)
+    precision = _precision.of_recurrence(like.dtype, like.device)
     shape = Shape(cell, like.dtype, B, H, P if projected else None, N, precision)
     return Problem(c, like, N, T, B, H, P, precision, tune.choose(shape, like.device))
 

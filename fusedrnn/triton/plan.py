@@ -55,7 +55,7 @@ class Shape:
         H: hidden units.
         P: the projection's size, or None.
         directions: 1 or 2.
-        precision: of float32 products: see ``precision``.
+        precision: of float32 products: ``_precision.of_recurrence``.
     """
 
     cell: str
@@ -174,10 +174,3 @@ def shared_memory(device: torch.device) -> int:
     with torch.get_device_module(device).device(device):
         index = driver.active.get_current_device()
         return driver.active.utils.get_device_properties(index)["max_shared_mem"]
-
-
-def precision(dtype: torch.dtype, device: torch.device) -> str:
-    """How float32 products are computed: as torch's own switch for matrix products says."""
-    if dtype != torch.float32 or device.type != "cuda" or torch.version.hip:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

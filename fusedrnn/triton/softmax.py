@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _native
+from .. import _native, _precision
 from .._trees import Tree
 from ..reference import state_dtype
 from . import plan as planner
@@ -63,7 +63,7 @@ def _constants(like: Tensor, **blocks: int) -> dict[str, Any]:
     return {
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
         "BK": 16 if dtype == torch.float64 else 32,
-        "PRECISION": planner.precision(dtype, like.device),
+        "PRECISION": _precision.of_output(dtype, like.device),
         "UPCAST": planner.INTERPRETED and dtype == torch.bfloat16,
         "num_warps": 4,
         "num_stages": 2,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from .. import random
+from .. import _precision, random
 from ..cells import CELLS
 from . import plan as planner
 from .plan import Plan, Shape
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("fusedrnn: torch sees no GPU to measure on", file=sys.stderr)
         return 2
     device, dtype = torch.device("cuda", torch.cuda.current_device()), getattr(torch, a.dtype)
-    precision = planner.precision(dtype, device)
+    precision = _precision.of_recurrence(dtype, device)
     shape = Shape(a.cell, dtype, a.B, a.H, a.proj_size or None, 1 + a.bidirectional, precision)
     measure = stopwatch(shape, a.T, device)
     before = measure(planner.plan(shape, planner.shared_memory(device)))
