@@ -343,7 +343,15 @@ std::tuple<Tensor, Tensor> sequence_step(std::string cell, Tensor x, Tensor h, M
   multiply(gx, x, w, bias_ih);
   SequenceForward args[2] = {};
   SequenceForward& a = args[0];
-  a.n = {1, B, H, H, dtype_of(x), false, H, int(torch::stable::get_num_threads()), name.options};
+  a.n = {.T = 1,
+         .B = B,
+         .H = H,
+         .P = H,
+         .dtype = dtype_of(x),
+         .reverse = false,
+         .y_row = H,
+         .threads = int(torch::stable::get_num_threads()),
+         .options = name.options};
   a.gx = gx.const_data_ptr();
   a.weight_hh = weight_hh.const_data_ptr();
   a.bias_hh = data(bias_hh);
