@@ -45,7 +45,11 @@ def dtypes(kernel: str) -> tuple[str, ...]:
 
 def cells(kernel: str) -> tuple[str, ...]:
     """Those that a kernel has."""
-    return tuple(name for name, cell in CELLS.items() if kernel not in RESIDENT or cell.resident)
+    return tuple(
+        name
+        for name, cell in CELLS.items()
+        if (kernel != GRID or cell.resident) and (kernel != CLUSTER or cell.clustered)
+    )
 
 
 def sizes(kernel: str, cell: str, dtype: str, device: str) -> list[Shape]:

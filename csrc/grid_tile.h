@@ -17,13 +17,24 @@ constexpr int kGridWarps = 8, kGridRows = 64;  // at most
 constexpr int kGridPiece = 2;                  // spans of B that a warp asks for at a time
 constexpr int kGridSumBytes = kClusterTile * kClusterRows * 4;  // of a tile's sums
 
+// What of a cell its kernels are made for: Cell::kGates, Cell::kStates.
+struct GridCell {
+  int gates, states;
+};
+template <class Cell>
+constexpr GridCell kGridCell = {Cell::kGates, Cell::kStates};
+
 // What a kernel is compiled for: tiles of A that a warp has at most; spans of each that it keeps in
 // registers, 128 and 112 of them in all (the other spans are in shared memory); and sums that it
 // adds to in turns.
 struct GridShape {
   int tiles, spans, sums;
 };
-constexpr GridShape kGridForward = {4, 4, 1}, kGridBackward = {1, 14, 2};
+constexpr GridShape grid_shape(GridCell cell, bool backward) {
+  const bool many = cell.states > 2;  // which take the registers of weights
+  if (backward) return {1, many ? 12 : 14, 2};
+  return {many ? 3 : 4, 4, 1};
+}
 
 constexpr int kGridPairs = 2;  // (row, unit) pairs of a thread at most
 
@@ -51,10 +62,10 @@ constexpr int64_t grid_depth(int gates, int64_t H, bool backward) {
 }
 
 // `tiles`: of A in a CTA. False: the kernel cannot serve the problem so.
-inline bool grid_work(GridWork& work, int gates, int64_t H, int tiles, int warps, int rows,
+inline bool grid_work(GridWork& work, GridCell cell, int64_t H, int tiles, int warps, int rows,
                       bool backward) {
-  const GridShape& s = backward ? kGridBackward : kGridForward;
-  const int per_unit = backward ? 1 : gates;
+  const GridShape s = grid_shape(cell, backward);
+  const int per_unit = backward ? 1 : cell.gates;
   if (tiles > s.tiles || warps > kGridWarps || rows > kGridRows || rows % kClusterRows != 0) {
     return false;
   }
@@ -64,7 +75,7 @@ inline bool grid_work(GridWork& work, int gates, int64_t H, int tiles, int warps
   work.units = tiles * kClusterTile / per_unit / 2 * 2;
   work.tiles = (work.units * per_unit + kClusterTile - 1) / kClusterTile;
   work.size = int((H + work.units - 1) / work.units);
-  const int64_t depth = grid_depth(gates, H, backward);
+  const int64_t depth = grid_depth(cell.gates, H, backward);
   work.spans = int((depth + int64_t(warps) * kClusterSpan - 1) / (int64_t(warps) * kClusterSpan));
   const int threads = warps * 32;
   work.pairs = (rows * work.units + threads - 1) / threads;
@@ -73,7 +84,7 @@ inline bool grid_work(GridWork& work, int gates, int64_t H, int tiles, int warps
   work.lengths = warps * (rows / kClusterRows) * work.tiles * kGridSumBytes;
   work.bias = work.lengths + rows * 4;
   work.resets = work.bias + (backward ? 0 : work.tiles * kClusterTile * 4);
-  work.rest = work.resets + (backward ? work.pairs * kClusterStates * threads * 4 : 0);
+  work.rest = work.resets + (backward ? work.pairs * cell.states * threads * 4 : 0);
   work.shared =
       work.rest + warps * work.tiles * std::max(0, work.spans - s.spans) * kClusterTileBytes;
   return true;

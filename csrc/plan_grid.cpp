@@ -22,7 +22,6 @@ std::string why_never(const PlanProblem& p, const GpuDevice& d) {
   if (d.arch < 80) return d.title + " is older than sm_80";
   if (item_size(p.dtype) != 2) return "its products are those of tensor cores in 16 bits";
   if (p.projection) return "h is projected: its product would have to be resident too";
-  if (p.states > kClusterStates) return "the cell has more states than it makes room for";
   if (p.stepwise_only) return kStepwiseOnly;
   if (p.second > 0) return "the cell's second product would take a second exchange in each step";
   if (std::max(p.T, p.B) > 1 << 30) return "it counts steps and rows in 32 bits";
@@ -34,7 +33,7 @@ double clocks(const GridWork& w, const PlanProblem& p, const GpuDevice& d) {
   const int columns = w.rows / kClusterRows;
   const double depth = double(w.warps) * w.spans * kClusterSpan;
   const double product = double(w.tiles) * kClusterTile * depth * w.rows / d.mma16;
-  const int sums = (p.backward ? kGridBackward : kGridForward).sums;
+  const int sums = grid_shape({p.gates, p.states}, p.backward).sums;
   const double chain = w.spans * 2.0 * columns / sums * kProductLatency;
   const double rows = double(std::min<int64_t>(w.rows, p.B));
   const double read = rows * double(grid_depth(p.gates, p.H, p.backward)) * 2 / kL2PerClock;
@@ -73,12 +72,13 @@ Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
   Plan best{SequenceKernel::grid};
   best.obstacle = why_never(p, d);
   if (!best.obstacle.empty()) return best;
-  const int most_tiles = (p.backward ? kGridBackward : kGridForward).tiles;
+  const GridCell cell = {p.gates, p.states};
+  const int most_tiles = grid_shape(cell, p.backward).tiles;
   for (int tiles = 1; tiles <= most_tiles; ++tiles) {
     for (int warps = kGridWarps; warps >= 1; warps /= 2) {
       for (int rows = kClusterRows; rows <= kGridRows; rows += kClusterRows) {
         GridWork work;
-        if (!grid_work(work, p.gates, p.H, tiles, warps, rows, p.backward)) continue;
+        if (!grid_work(work, cell, p.H, tiles, warps, rows, p.backward)) continue;
         const int64_t groups = d.sms / (int64_t(work.size) * p.directions);
         if (work.shared > d.shared_per_cta || groups == 0) continue;
         work.groups = int(groups);

@@ -11,6 +11,7 @@ from sequence_case import CELLS, Case, check, inputs, native, plain, run, truth
 from torch.utils._pytree import tree_leaves
 
 SERVED = tuple(name for name, cell in CELLS.items() if cell.resident)
+CLUSTERED = tuple(name for name in SERVED if CELLS[name].clustered)
 DTYPES = (torch.bfloat16, torch.float16)
 
 

@@ -71,9 +71,10 @@ def expected() -> set[tuple[str, str, str]]:
                 names += ["forward_operand", "backward_operand"]
             if f"{cell.name}:layer_norm=True" in CELLS:
                 names += ["forward_row", "backward_row"]
-            if dtype.endswith("16") and cell.resident:
+            if dtype.endswith("16") and cell.clustered:
                 more = LARGEST if len(cell.gates) > 1 else ("backward[0, 2]",)
                 names += [f"cluster_{name}" for name in CLUSTER + more]
+            if dtype.endswith("16") and cell.resident:
                 names += ["grid_forward", "grid_backward"]
             keys |= {(name, cell.kernel, dtype) for name in names}
     return keys

@@ -23,6 +23,13 @@ struct Brief {
 FRNN_HD Brief operator+(Brief a, Brief b) { return Brief(a.v + b.v); }
 FRNN_HD Brief operator-(Brief a, Brief b) { return Brief(a.v - b.v); }
 FRNN_HD Brief operator*(Brief a, Brief b) { return Brief(a.v * b.v); }
+FRNN_HD Brief operator/(Brief a, Brief b) {
+#ifdef __CUDA_ARCH__
+  return Brief(__fdividef(a.v, b.v));
+#else
+  return Brief(a.v / b.v);
+#endif
+}
 FRNN_HD bool operator<(Brief a, Brief b) { return a.v < b.v; }
 FRNN_HD bool operator>(Brief a, Brief b) { return a.v > b.v; }
 
@@ -39,6 +46,24 @@ FRNN_HD Brief tanh_of(Brief x) {
   return Brief(1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x.v)));
 #else
   return Brief(fusedrnn::tanh_of(x.v));
+#endif
+}
+
+// Of x <= 0.
+FRNN_HD Brief exp_of(Brief x) {
+#ifdef __CUDA_ARCH__
+  return Brief(__expf(x.v));
+#else
+  return Brief(fusedrnn::exp_of(x.v));
+#endif
+}
+
+// Its error is absolute too: that of 1 + e.
+FRNN_HD Brief log_sigmoid(Brief x) {
+#ifdef __CUDA_ARCH__
+  return Brief(fminf(x.v, 0.0f) - __logf(1.0f + __expf(-fabsf(x.v))));
+#else
+  return Brief(fusedrnn::log_sigmoid(x.v));
 #endif
 }
 

@@ -11,7 +11,7 @@ namespace cuda {
 
 // What the planner knows too (plan_grid.cpp).
 template <class Cell>
-constexpr bool kGridServes = Cell::kSecond == 0 && Cell::kStates <= kClusterStates;
+constexpr bool kGridServes = Cell::kSecond == 0;
 
 template <class Problem>
 using GridKernel = void (*)(const GridCall<Problem>);

@@ -19,7 +19,7 @@ template <class Cell, class Data>
 struct GridBackward {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
   static constexpr int kPairs = kGridPairs;
-  static_assert(S <= kClusterStates, "");
+  static constexpr GridShape kShape = grid_shape(kGridCell<Cell>, true);
 
   const SequenceBackward& p;
   const GridWork& work;
@@ -28,17 +28,17 @@ struct GridBackward {
   int row0;           // first batch row of those at hand ...
   int rows;           // ... and how many there are
   int place[kPairs];  // row and unit of a pair: row << 16 | unit
-  Resident<Data, kGridBackward.tiles, kGridBackward.spans> weights;
+  Resident<Data, kShape.tiles, kShape.spans> weights;
   Recalled<Cell, Data> known[kPairs];
   float carry[kPairs][S];  // gradients of the states
 
   __device__ GridBackward(const SequenceBackward& problem, const GridWork& share, int rank)
       : p(problem),
         work(share),
-        weights(0, 1, share.tiles, share.spans,
-                GridExchange::memory() + share.rest +
-                    my_warp() * share.tiles * max(0, share.spans - kGridBackward.spans) *
-                        kClusterTileBytes) {
+        weights(
+            0, 1, share.tiles, share.spans,
+            GridExchange::memory() + share.rest +
+                my_warp() * share.tiles * max(0, share.spans - kShape.spans) * kClusterTileBytes) {
     wide = rows_are_wide(p.grads, p.n.H, p.n.H);
     unit0 = rank * share.units;
 #pragma unroll
@@ -181,7 +181,7 @@ struct GridBackward {
       const int count = from.gate < G ? static_cast<int>(p.n.H) - from.unit : 0;
       return Eight{Cell::h_grad(from.gate) * p.n.H + from.unit, count};
     };
-    grid_product<kGridBackward.sums>(weights, sums(), wide, row, at);
+    grid_product<kShape.sums>(weights, sums(), wide, row, at);
   }
 
   __device__ void step(int i) {

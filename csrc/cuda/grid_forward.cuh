@@ -22,6 +22,7 @@ template <class Cell, class Data>
 struct GridForward {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
   static constexpr int kPairs = kGridPairs;
+  static constexpr GridShape kShape = grid_shape(kGridCell<Cell>, false);
 
   const SequenceForward& p;
   const GridWork& work;
@@ -36,17 +37,17 @@ struct GridForward {
   static_assert(kGridRows / kClusterRows <= kBegun, "");
   uint32_t marks;
   uint32_t cut;  // a bit for each pair: whether the next step starts with the reset state
-  Resident<Data, kGridForward.tiles, kGridForward.spans> weights;
+  Resident<Data, kShape.tiles, kShape.spans> weights;
   Data x[kPairs][G];
   Brief state[kPairs][S];
 
   __device__ GridForward(const SequenceForward& problem, const GridWork& share, int rank)
       : p(problem),
         work(share),
-        weights(0, 1, share.tiles, share.spans,
-                GridExchange::memory() + share.rest +
-                    my_warp() * share.tiles * max(0, share.spans - kGridForward.spans) *
-                        kClusterTileBytes) {
+        weights(
+            0, 1, share.tiles, share.spans,
+            GridExchange::memory() + share.rest +
+                my_warp() * share.tiles * max(0, share.spans - kShape.spans) * kClusterTileBytes) {
     wide = rows_are_wide(p.y, p.n.H, p.n.y_row);
     unit0 = rank * share.units;
 #pragma unroll
@@ -184,7 +185,7 @@ struct GridForward {
       const int64_t k = span < work.spans ? k_of(span) : p.n.H;
       return Eight{k, static_cast<int>(p.n.H - k)};
     };
-    grid_product<kGridForward.sums>(weights, sums(), wide, row, at);
+    grid_product<kShape.sums>(weights, sums(), wide, row, at);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       if (i >= work.pairs) break;

@@ -24,10 +24,10 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
                     F run) {
   cuda::host::cluster_order = order;
   Answer answer = "no cell named " + cell;
-  const auto on = [&](auto kernels, int gates) {
+  const auto on = [&](auto kernels, GridCell shape) {
     const Choice& c = choices[backward];
     GridWork work;
-    if (!grid_work(work, gates, p.H, c.tiles, c.warps, c.rows, backward)) {
+    if (!grid_work(work, shape, p.H, c.tiles, c.warps, c.rows, backward)) {
       answer = "the kernel cannot serve the problem so";
       return;
     }
@@ -37,11 +37,11 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
     answer = wrong == nullptr ? std::nullopt : Answer(wrong);
   };
   const std::string kernel = read_cell(cell).kernel;
-#define X(...)                                                          \
-  if (kernel == __VA_ARGS__::kName && p.dtype == "bfloat16") {          \
-    on(cuda::Gridded<__VA_ARGS__, DType::bf16>(), __VA_ARGS__::kGates); \
-  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float16") {    \
-    on(cuda::Gridded<__VA_ARGS__, DType::f16>(), __VA_ARGS__::kGates);  \
+#define X(...)                                                             \
+  if (kernel == __VA_ARGS__::kName && p.dtype == "bfloat16") {             \
+    on(cuda::Gridded<__VA_ARGS__, DType::bf16>(), kGridCell<__VA_ARGS__>); \
+  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float16") {       \
+    on(cuda::Gridded<__VA_ARGS__, DType::f16>(), kGridCell<__VA_ARGS__>);  \
   }
   FRNN_FOR_EACH_CELL(X)
 #undef X
