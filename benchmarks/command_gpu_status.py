@@ -34,8 +34,8 @@ compiled for GPUs and its numbers have been checked without one; it has not been
 """
 AFTER = """\
 Each row stands for every cell: {cells}.
-The grid kernel has all of them but `gru_reset_before`, whose second product it lacks; the cluster
-kernel lacks it too, and has no room for the four states of `slstm`. What a cell's options need
+The cluster kernel has all of them but `gru_reset_before`, whose second product it lacks, and
+`slstm`, whose four states it has no room for. What a cell's options need
 launches of their own for, full peepholes and layer normalisation, only the stepwise kernel has;
 `gpu-check` tries it among the tests (`tests/test_gpu.py`), and no row here speaks of it.
 

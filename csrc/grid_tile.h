@@ -8,6 +8,9 @@
 //
 // Each warp has all tiles of its CTA in a part of k, so that no two warps need the same of B: it
 // goes from L2 straight into registers. The sums of the warps are added up in shared memory.
+//
+// A cell with a second product has an A for each: of its first gates, and of its last ones. Units,
+// warps and rows are those of both.
 #pragma once
 #include "cluster_tile.h"
 
@@ -17,12 +20,12 @@ constexpr int kGridWarps = 8, kGridRows = 64;  // at most
 constexpr int kGridPiece = 2;                  // spans of B that a warp asks for at a time
 constexpr int kGridSumBytes = kClusterTile * kClusterRows * 4;  // of a tile's sums
 
-// What of a cell its kernels are made for: Cell::kGates, Cell::kStates.
+// What of a cell its kernels are made for: Cell::kGates, Cell::kStates, Cell::kSecond.
 struct GridCell {
-  int gates, states;
+  int gates, states, second;
 };
 template <class Cell>
-constexpr GridCell kGridCell = {Cell::kGates, Cell::kStates};
+constexpr GridCell kGridCell = {Cell::kGates, Cell::kStates, Cell::kSecond};
 
 // What a kernel is compiled for: tiles of A that a warp has at most; spans of each that it keeps in
 // registers, 128 and 112 of them in all (the other spans are in shared memory); and sums that it
@@ -32,8 +35,13 @@ struct GridShape {
 };
 constexpr GridShape grid_shape(GridCell cell, bool backward) {
   const bool many = cell.states > 2;  // which take the registers of weights
+  if (cell.second > 0) return backward ? GridShape{1, 8, 2} : GridShape{2, 4, 1};
   if (backward) return {1, many ? 12 : 14, 2};
   return {many ? 3 : 4, 4, 1};
+}
+// Of the second product, in the same registers.
+constexpr GridShape grid_second_shape(bool backward) {
+  return backward ? GridShape{1, 4, 2} : GridShape{1, 6, 2};
 }
 
 constexpr int kGridPairs = 2;  // (row, unit) pairs of a thread at most
@@ -54,18 +62,20 @@ struct GridWork {
   int resets;   // bytes before the gradients of reset states
   int rest;     // bytes before the spans of A that are not in registers
   int shared;   // bytes in all
+  // The same of a second product. There is none: no tiles, no spans.
+  int second_tiles, second_spans, second_rest;
 };
 
-// Elements of k.
+// Elements of k in a product of so many gates.
 constexpr int64_t grid_depth(int gates, int64_t H, bool backward) {
   return backward ? gates * ((H + 7) / 8 * 8) : H;
 }
 
-// `tiles`: of A in a CTA. False: the kernel cannot serve the problem so.
+// `tiles`: of the (first) A in a CTA. False: the kernel cannot serve the problem so.
 inline bool grid_work(GridWork& work, GridCell cell, int64_t H, int tiles, int warps, int rows,
                       bool backward) {
   const GridShape s = grid_shape(cell, backward);
-  const int per_unit = backward ? 1 : cell.gates;
+  const int first = cell.gates - cell.second, per_unit = backward ? 1 : first;
   if (tiles > s.tiles || warps > kGridWarps || rows > kGridRows || rows % kClusterRows != 0) {
     return false;
   }
@@ -75,18 +85,32 @@ inline bool grid_work(GridWork& work, GridCell cell, int64_t H, int tiles, int w
   work.units = tiles * kClusterTile / per_unit / 2 * 2;
   work.tiles = (work.units * per_unit + kClusterTile - 1) / kClusterTile;
   work.size = int((H + work.units - 1) / work.units);
-  const int64_t depth = grid_depth(cell.gates, H, backward);
-  work.spans = int((depth + int64_t(warps) * kClusterSpan - 1) / (int64_t(warps) * kClusterSpan));
+  const auto spans = [&](int gates) {
+    const int64_t depth = grid_depth(gates, H, backward), all = int64_t(warps) * kClusterSpan;
+    return int((depth + all - 1) / all);
+  };
+  work.spans = spans(first);
+  if (cell.second > 0) {
+    const int rows_of_a = work.units * (backward ? 1 : cell.second);
+    work.second_tiles = (rows_of_a + kClusterTile - 1) / kClusterTile;
+    work.second_spans = spans(cell.second);
+    if (work.second_tiles > grid_second_shape(backward).tiles) return false;
+  }
   const int threads = warps * 32;
   work.pairs = (rows * work.units + threads - 1) / threads;
   if (work.pairs > kGridPairs) return false;
   work.inverse = ((1 << 20) + work.units - 1) / work.units;
-  work.lengths = warps * (rows / kClusterRows) * work.tiles * kGridSumBytes;
+  const int most = std::max(work.tiles, work.second_tiles);
+  work.lengths = warps * (rows / kClusterRows) * most * kGridSumBytes;
   work.bias = work.lengths + rows * 4;
-  work.resets = work.bias + (backward ? 0 : work.tiles * kClusterTile * 4);
+  work.resets = work.bias + (backward ? 0 : (work.tiles + work.second_tiles) * kClusterTile * 4);
   work.rest = work.resets + (backward ? work.pairs * cell.states * threads * 4 : 0);
-  work.shared =
-      work.rest + warps * work.tiles * std::max(0, work.spans - s.spans) * kClusterTileBytes;
+  const auto rest = [&](int tiles, int over) {
+    return warps * tiles * std::max(0, over) * kClusterTileBytes;
+  };
+  work.second_rest = work.rest + rest(work.tiles, work.spans - s.spans);
+  work.shared = work.second_rest +
+                rest(work.second_tiles, work.second_spans - grid_second_shape(backward).spans);
   return true;
 }
 

@@ -92,12 +92,13 @@ struct SequenceBackward {
 
 // Launchers: one pair for each cell, found by its kernel's name. They take the layer's directions,
 // one or two, of the same sizes, and return null when all is well, else what is wrong.
-// workspace_bytes is for one direction; the second's workspace follows the first's.
+// workspace_bytes is for one direction; the second's workspace follows the first's. `save`: whether
+// forward has saved and cells.
 struct SequenceKernels {
   const char* cell;
   const char* (*forward)(const SequenceForward*, int directions, void* workspace, void* stream);
   const char* (*backward)(const SequenceBackward*, int directions, void* workspace, void* stream);
-  size_t (*workspace_bytes)(const SequenceSizes&, bool backward);
+  size_t (*workspace_bytes)(const SequenceSizes&, bool backward, bool save);
 };
 
 // null: no such cell

@@ -163,10 +163,11 @@ def test_what_does_not_fit_is_refused_and_the_next_best_serves(monkeypatch):
         said = host.served("gru", problem, refusals=full)
         assert said == f"FUSEDRNN_CUDA_KERNEL={kernel}, but {why}"
         assert "tensor cores in 16 bits" in host.served("gru", wide)
-        assert "second product" in host.served("gru_reset_before", problem)
-    assert host.served("slstm", problem) == "grid"
-    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "cluster")
-    assert "more states" in host.served("slstm", problem)
+    for name, why in (("gru_reset_before", "second product"), ("slstm", "more states")):
+        monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "grid")
+        assert host.served(name, problem) == "grid"
+        monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "cluster")
+        assert why in host.served(name, problem)
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "fastest")
     assert "must be cluster, grid or stepwise" in host.served("gru", problem)
 

@@ -53,6 +53,9 @@ WIDE = (
     ("rnn_tanh", Grid(8, tiles=4), Case(2, 9, 120)),
     ("rnn_tanh", Grid(2), Case(2, 1, 270)),  # forward: W_hh in shared memory too
     ("lstm", Grid(2, tiles=4), Case(2, 2, 264)),  # and backward
+    ("slstm", Grid(2, tiles=3), Case(2, 2, 270)),  # as both
+    ("gru_reset_before", Grid(8, tiles=2, rows=16), Case(2, 9, 72, directions=2)),
+    ("gru_reset_before", Grid(2, tiles=2), Case(2, 1, 520)),  # the same of both products
 )
 
 
@@ -87,12 +90,14 @@ def test_more_than_one_tile_of_everything(on, name, grid, case):
     judge(CELLS[name], case, torch.bfloat16)
 
 
-@pytest.mark.parametrize(("name", "H"), [("lstm", 40), ("gru", 33), ("rnn_tanh", 72)])
+@pytest.mark.parametrize(("name", "H"), [
+    ("lstm", 40), ("gru", 33), ("rnn_tanh", 72), ("gru_reset_before", 24), ("gru_reset_before", 33)
+])  # fmt: skip
 def test_order_of_warps_and_arrivals_does_not_matter(on, name, H):
     resident_case.same_bits_in_any_order(on, Grid(2), name, Case(5, 3, H, reset="given"))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru_reset_before"])
 def test_both_directions_at_once_are_two_calls(on, name):
     on(Grid(2))
     case = Case(3, 5, 24, directions=2, lengths=(1, 3, 2, 0, 3), reset="given")
@@ -118,9 +123,13 @@ def test_absent_gradients_are_zero(on, name, missing):
     resident_case.an_absent_gradient_is_zero(name, missing)
 
 
-def test_inference_is_training_bit_for_bit(on):
+@pytest.mark.parametrize(
+    ("name", "H"), [("lstm", 35), ("gru_reset_before", 35), ("gru_reset_before", 40)]
+)
+def test_inference_is_training_bit_for_bit(on, name, H):
+    """The operands of a second product are among what is saved, or in the workspace."""
     on(Grid(2))
-    resident_case.inference_is_training()
+    resident_case.inference_is_training(name, H)
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -130,11 +139,11 @@ def test_no_steps(on, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("H", [24, 17])
-def test_what_is_no_number_is_not_taken_for_what_is_still_to_come(on, H, dtype):
+@pytest.mark.parametrize(("name", "H"), [("gru", 24), ("gru", 17), ("gru_reset_before", 24)])
+def test_what_is_no_number_is_not_taken_for_what_is_still_to_come(on, name, H, dtype):
     """The bits that y and grads are filled with are those of a NaN, which users may have too."""
     on(Grid(2))
-    cell, case = CELLS["gru"], Case(3, 4, H)
+    cell, case = CELLS[name], Case(3, 4, H)
     tensors = inputs(cell, case, dtype)
     fine = stepwise.round_trip(stepwise.Host(), cell, case, tensors)
     bits = torch.tensor(-1, dtype=torch.int16).view(dtype)
@@ -157,5 +166,6 @@ def test_what_it_has_no_room_for_is_refused(on):
 
 
 @pytest.mark.parametrize("part", ["wait", "sync_empty", "sync_full"])
-def test_every_part_of_the_protocol_is_needed(on, part):
-    resident_case.it_is_needed(on, Grid(2), Case(12, 1, 36), host.leave_out, part)
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_every_part_of_the_protocol_is_needed(on, part, name):
+    resident_case.it_is_needed(on, Grid(2), Case(12, 1, 36), host.leave_out, part, name)

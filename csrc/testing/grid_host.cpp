@@ -6,6 +6,7 @@
 #include "../cuda/grid_bf16.cu"
 #include "../cuda/grid_f16.cu"
 #include "sequence_fields.h"
+#include "workspace.h"
 
 namespace {
 
@@ -53,7 +54,12 @@ Answer run_forward(const std::string& cell, const Problem& problem,
   auto layer = forward_layer(problem, directions);
   for (auto& p : layer) p.n.options = read_cell(cell).options;
   return with_kernels(cell, problem, false, order, [&](auto kernels, auto& work, bool& refused) {
-    return kernels.forward(layer.data(), int(layer.size()), work, nullptr, refused);
+    const size_t bytes = layer[0].saved == nullptr ? kernels.workspace_bytes(layer[0].n) : 0;
+    Workspace workspace(layer.size() * bytes);
+    const char* wrong =
+        kernels.forward(layer.data(), int(layer.size()), work, workspace.data(), nullptr, refused);
+    if (wrong == nullptr && !workspace.intact()) wrong = "a kernel wrote beyond its workspace";
+    return wrong;
   });
 }
 
