@@ -28,18 +28,18 @@ template <class Cell>
 constexpr GridCell kGridCell = {Cell::kGates, Cell::kStates, Cell::kSecond};
 
 // What a kernel is compiled for: tiles of A that a warp has at most; spans of each that it keeps in
-// registers, 128 and 112 of them in all (the other spans are in shared memory); and sums that it
-// adds to in turns.
+// registers, eight to a span (the other spans are in shared memory); and sums that it adds to in
+// turns. As many registers of weights as the rest of the cell leaves.
 struct GridShape {
   int tiles, spans, sums;
 };
 constexpr GridShape grid_shape(GridCell cell, bool backward) {
-  const bool many = cell.states > 2;  // which take the registers of weights
+  const bool many = cell.states > 2;
   if (cell.second > 0) return backward ? GridShape{1, 8, 2} : GridShape{2, 4, 1};
   if (backward) return {1, many ? 12 : 14, 2};
   return {many ? 3 : 4, 4, 1};
 }
-// Of the second product, in the same registers.
+// Of the second product.
 constexpr GridShape grid_second_shape(bool backward) {
   return backward ? GridShape{1, 4, 2} : GridShape{1, 6, 2};
 }

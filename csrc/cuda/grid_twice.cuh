@@ -40,7 +40,7 @@ struct GridForwardTwice : GridForward<Cell, Data> {
   static constexpr int G = Base::G, K = Base::K, kPairs = Base::kPairs;
   static constexpr GridShape kShape = grid_second_shape(false);
 
-  const GridCall<SequenceForward>* call;
+  const GridCall<SequenceForward>* call;  // the kernel's own argument, which takes no registers
   Resident<Data, kShape.tiles, kShape.spans> second;
 
   __device__ GridForwardTwice(const SequenceForward& problem, const GridWork& share, int rank)
