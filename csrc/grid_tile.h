@@ -35,11 +35,10 @@ struct GridShape {
   int tiles, spans, sums;
 };
 constexpr GridShape grid_shape(GridCell cell, bool backward, int item) {
-  const bool many = cell.states > 2;
-  const int less = item == 4 ? 1 : 0;
-  if (cell.second > 0) return backward ? GridShape{1, 8, 2} : GridShape{2, 4, 1};
-  if (backward) return {1, (many ? 12 : 14) - 2 * less, 2};
-  return {(many ? 3 : 4) - less, 4, 1};
+  const bool many = cell.states > 2, wide = item == 4;
+  if (cell.second > 0) return backward ? GridShape{1, wide ? 6 : 8, 2} : GridShape{2, 4, 1};
+  if (backward) return {1, 14 - 2 * many - 2 * wide, 2};
+  return {many || wide ? 3 : 4, 4, 1};
 }
 // Of the second product.
 constexpr GridShape grid_second_shape(bool backward, int item) {

@@ -61,7 +61,7 @@ WIDE_FLOAT32 = (
     ("gru", Grid(4, tiles=3, rows=16), Case(2, 9, 33, directions=2)),
     ("rnn_tanh", Grid(2), Case(2, 1, 140)),  # forward: W_hh in shared memory too
     ("lstm", Grid(2, tiles=3), Case(2, 2, 136)),  # and backward
-    ("slstm", Grid(2, tiles=2), Case(2, 2, 140)),  # as both
+    ("slstm", Grid(2, tiles=3), Case(2, 2, 140)),  # as both
     ("gru_reset_before", Grid(2, tiles=2), Case(2, 1, 140)),  # the same of both products
 )
 
