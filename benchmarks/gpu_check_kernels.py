@@ -30,6 +30,8 @@ STEPWISE, CLUSTER, GRID = "stepwise CUDA", "cluster CUDA", "grid CUDA"
 WHOLE, STEP = "Triton whole-sequence", "Triton per-step"
 RESIDENT = (CLUSTER, GRID)
 """Those with W_hh on chip: no float64, and not every cell."""
+ROUNDING = (*RESIDENT, WHOLE, STEP)
+"""Those that follow torch's switch for RNNs; stepwise CUDA keeps float32 whatever it says."""
 TF32 = "tf32"
 """float32 where torch's switch for RNNs lets numbers be rounded before they are multiplied."""
 KERNELS = {STEPWISE: "cuda", CLUSTER: "cuda", GRID: "cuda", WHOLE: "triton", STEP: "triton"}
@@ -41,10 +43,9 @@ ASKED = "FUSEDRNN_CUDA_KERNEL"
 
 
 def dtypes(kernel: str) -> tuple[str, ...]:
-    """Those that a kernel has; stepwise CUDA keeps float32 whatever the switch says."""
-    if kernel == STEPWISE:
-        return DTYPES
-    return (*(d for d in DTYPES if kernel not in RESIDENT or d != "float64"), TF32)
+    """Those that a kernel has."""
+    mine = DTYPES if kernel not in RESIDENT else tuple(d for d in DTYPES if d != "float64")
+    return (*mine, TF32) if kernel in ROUNDING else mine
 
 
 def cells(kernel: str) -> tuple[str, ...]:

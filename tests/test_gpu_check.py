@@ -13,7 +13,9 @@ from benchmarks import cli, gpu_check_micro, gpu_check_programs
 from benchmarks import command_gpu_check as command
 from benchmarks.gpu_check import Part, Run, load
 from benchmarks.gpu_check_kernels import KERNELS, dtypes, kernels_of, sizes
+from benchmarks.problems import Sequence
 from benchmarks.results import ResultsError
+from benchmarks.verify import allowed, rule
 from fusedrnn.cells import CELLS
 
 
@@ -158,3 +160,15 @@ def test_sizes_reach_the_kernel_that_is_meant():
             for dtype in dtypes(kernel):
                 for *_, H in sizes(kernel, cell, dtype, "cpu"):
                     assert (H <= 128) == (kernel == "Triton whole-sequence"), (kernel, cell, dtype)
+
+
+@pytest.mark.parametrize(("device", "precision", "kind"), [
+    ("cuda", "tf32", torch.float16), ("cuda", "ieee", torch.float32), ("cpu", "tf32", torch.float32)
+])  # fmt: skip
+def test_the_rule_is_that_of_tf32_where_torchs_switch_allows_it(
+    device, precision, kind, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+    of = object.__new__(Sequence)
+    of.case = SimpleNamespace(torch_dtype=torch.float32, device=device)
+    assert allowed(0.5, of) == 1 + rule.FLOOR * torch.finfo(kind).eps
