@@ -58,8 +58,8 @@ OUTPUTS = """\
 
 Each row stands for a flat, a two-level and a Huffman tree. Shown without a GPU as above
 (`tests/test_softmax_host.py`, `tests/test_triton_softmax.py`). These kernels compute the loss and
-its gradients, dense and row-sparse. There is a CUDA kernel for the log-probabilities of all words
-too, no Triton one; `topk` and `sample` on a GPU are torch's own operators over these.
+its gradients, dense and row-sparse, and the log-probabilities of all words with theirs; `topk` and
+`sample` on a GPU are torch's own operators over the latter.
 """
 CHANGES = """\
 ## How a row changes
@@ -162,7 +162,7 @@ def without(kernel: str, dtype: str) -> str:
     """What has been shown of a kernel on machines without a GPU."""
     if "Triton" in kernel:
         return "interpreter, compiled"
-    checked = dtype == "float64" and kernel != gpu_check_softmax.ALL_WORDS
+    checked = dtype == "float64" and kernel not in gpu_check_softmax.ALL_WORDS
     return "host, gradcheck, compiled" if checked else "host, compiled"
 
 

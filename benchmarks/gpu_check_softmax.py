@@ -19,8 +19,8 @@ from .problems import problem
 from .task import Results, results
 from .words import Softmax
 
-ALL_WORDS = "softmax CUDA, all words"
-KERNELS = {"softmax CUDA": "cuda", "softmax Triton": "triton", ALL_WORDS: "cuda"}
+ALL_WORDS = {"softmax CUDA, all words": "cuda", "softmax Triton, all words": "triton"}
+KERNELS = {"softmax CUDA": "cuda", "softmax Triton": "triton"} | ALL_WORDS
 """Rows of docs/gpu-status.md, and the backend that runs them."""
 TREES = ("flat", "two-level", "huffman")
 Judged = tuple[Results, Results]
@@ -63,7 +63,7 @@ def check(kernel: str, tree: str, case: Case, backend: str) -> list[dict[str, ob
     about = {"kernel": kernel, "cell": tree, "dtype": case.dtype, "case": case.name}
     try:
         of = problem(case)
-        call, judged_by = (of_all_words if kernel == ALL_WORDS else of_loss)(of, tree)
+        call, judged_by = (of_all_words if kernel in ALL_WORDS else of_loss)(of, tree)
 
         def once() -> Results:
             with fusedrnn.backend(backend):

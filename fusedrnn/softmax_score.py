@@ -13,14 +13,19 @@ from ._second_order import differentiable
 from ._trees import Tree
 from .reference import state_dtype
 from .softmax_ops import TREE, softmax_limits
+from .triton import softmax_whole  # noqa: F401  registers its ops
 
-_native.LIBRARY.define(f"hierarchical_log_softmax.native(Tensor logits, {TREE}) -> Tensor")
+# The overload that has its kernels already comes last: torch unregisters in this order, and an
+# overload without a schema among others of its name is an assertion at exit (torch 2.13).
 _native.LIBRARY.define(
     f"hierarchical_log_softmax.native_out(Tensor logits, {TREE}, *, Tensor(a!) out) -> ()"
 )
-_native.LIBRARY.define(
-    f"hierarchical_log_softmax_backward.native(Tensor grad, Tensor logits, {TREE}) -> Tensor"
-)
+for _overload in ("native", "triton"):
+    _native.LIBRARY.define(f"hierarchical_log_softmax.{_overload}(Tensor logits, {TREE}) -> Tensor")
+    _native.LIBRARY.define(
+        f"hierarchical_log_softmax_backward.{_overload}(Tensor grad, Tensor logits, {TREE}) "
+        "-> Tensor"
+    )
 _native.LIBRARY.define(
     "hierarchical_softmax_search.native(Tensor root, Tensor input, Tensor weight, Tensor? bias, "
     f"Tensor? uniform, {TREE}, int k, int budget, float scale) "
@@ -45,11 +50,13 @@ def _budget(rows: int, tokens: int) -> int:
     return max(1 << 12, rows // 10 + rows // max(tokens, 1))
 
 
+@torch.library.register_fake("fusedrnn::hierarchical_log_softmax.triton")
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax.native")
 def _fake_log_softmax(logits: Tensor, leaf_rank: Tensor, *rest: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[0], leaf_rank.shape[0])
 
 
+@torch.library.register_fake("fusedrnn::hierarchical_log_softmax_backward.triton")
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax_backward.native")
 def _fake_log_softmax_backward(grad: Tensor, logits: Tensor, *rest: Tensor) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
@@ -89,15 +96,20 @@ def _fake_log_softmax_out(logits: Tensor, *rest: Tensor, out: Tensor) -> None:
     return None
 
 
+def _op(name: str, backend: str) -> torch._ops.OpOverload:
+    packet = getattr(torch.ops.fusedrnn, name)
+    return packet.triton if backend == "triton" else packet.native
+
+
 class LogSoftmax(torch.autograd.Function):
-    """The native op with the gradient of the logits."""
+    """The op of a backend with the gradient of the logits."""
 
     @staticmethod
-    def forward(ctx: object, logits: Tensor, depth: int, *tree: Tensor) -> Tensor:
+    def forward(ctx: object, backend: str, logits: Tensor, depth: int, *tree: Tensor) -> Tensor:
         """Keep the logits for backward."""
-        ctx.depth = depth
+        ctx.backend, ctx.depth = backend, depth
         ctx.save_for_backward(logits, *tree)
-        return torch.ops.fusedrnn.hierarchical_log_softmax.native(logits, *tree)
+        return _op("hierarchical_log_softmax", backend)(logits, *tree)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,13 +117,13 @@ class LogSoftmax(torch.autograd.Function):
         logits, *tree = ctx.saved_tensors
 
         def kernel() -> tuple[Tensor]:
-            op = torch.ops.fusedrnn.hierarchical_log_softmax_backward.native
+            op = _op("hierarchical_log_softmax_backward", ctx.backend)
             return (op(grad, logits, *tree),)
 
         def reference(logits: Tensor) -> Tensor:
             return softmax_reference.log_prob_of_logits(logits, Tree(*tree), ctx.depth)
 
-        return *differentiable(kernel, reference, grad, logits), *[None] * (1 + len(tree))
+        return None, *differentiable(kernel, reference, grad, logits), *[None] * (1 + len(tree))
 
 
 def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
@@ -121,8 +133,7 @@ def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
         device: the type of device the tensors are on, as ``torch.device.type``.
         dtype: that of input and weight.
     """
-    triton = "no Triton kernel that scores all words is written yet"
-    return softmax_limits(device, dtype) | {"triton": triton}
+    return softmax_limits(device, dtype)
 
 
 def search_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
@@ -144,11 +155,12 @@ def _searching(input: Tensor) -> str:
 
 def log_prob_of_logits(logits: Tensor, tree: Tree, depth: int) -> Tensor:
     """From the logits of all rows ``[N, R]``, float32 or float64, to ``[N, V]``."""
-    if scoring(logits) == "reference":
+    backend = scoring(logits)
+    if backend == "reference":
         return softmax_reference.log_prob_of_logits(logits, tree, depth)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return LogSoftmax.apply(logits, depth, *tree)
-    return torch.ops.fusedrnn.hierarchical_log_softmax.native(logits, *tree)
+        return LogSoftmax.apply(backend, logits, depth, *tree)
+    return _op("hierarchical_log_softmax", backend)(logits, *tree)
 
 
 def log_prob(input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, depth: int) -> Tensor:
