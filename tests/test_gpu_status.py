@@ -45,6 +45,7 @@ def test_every_kernel_dtype_and_direction_has_one_row():
         row
         for row in product(kernels, DTYPES, command.DIRECTIONS)
         if row[0] not in RESIDENT or row[1].endswith("16")
+        if row[0] != "softmax CUDA, search" or row[2] == "forward"
     ]
     assert list(rows(command.page([]))) == expected
     assert set(rows(command.page([])).values()) == {command.NEVER}
