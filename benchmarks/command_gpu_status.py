@@ -34,12 +34,12 @@ compiled for GPUs and its numbers have been checked without one; it has not been
 """
 AFTER = """\
 Each row stands for every cell: {cells}.
-The cluster and the grid kernel have all of them but `gru_reset_before`, whose second product they
-lack, and `slstm`, whose four states they have no room for. What a cell's options need
-launches of their own for, full peepholes and layer normalisation, only the stepwise kernel has;
-`gpu-check` tries it among the tests (`tests/test_gpu.py`), and no row here speaks of it. float32
-is held to the rule of float32; tf32 is float32 where `torch.backends.cudnn.rnn.fp32_precision` lets
-numbers be rounded before they are multiplied, and is held to a rule with the epsilon of float16.
+The cluster kernel has all of them but `gru_reset_before`, whose second product it lacks, and
+`slstm`, whose four states it has no room for. What a cell's options need launches of their own for,
+full peepholes and layer normalisation, only the stepwise kernel has; `gpu-check` tries it among the
+tests (`tests/test_gpu.py`), and no row here speaks of it. float32 is held to the rule of float32;
+tf32 is float32 where `torch.backends.cudnn.rnn.fp32_precision` lets numbers be rounded before they
+are multiplied, and is held to a rule with the epsilon of float16.
 
 - **host**: the CUDA source itself, compiled by g++ with every CUDA thread as a fiber, against
   float64 under the error rule (`tests/test_cuda_host.py`, `tests/test_cluster_host.py`,

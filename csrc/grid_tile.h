@@ -8,6 +8,9 @@
 //
 // Each warp has all tiles of its CTA in a part of k, so that no two warps need the same of B: it
 // goes from L2 straight into registers. The sums of the warps are added up in shared memory.
+//
+// A cell with a second product has an A for each: of its first gates, and of its last ones. Units,
+// warps and rows are those of both.
 #pragma once
 #include "cluster_tile.h"
 
@@ -17,15 +20,30 @@ constexpr int kGridWarps = 8, kGridRows = 64;  // at most
 constexpr int kGridPiece = 2;                  // spans of B that a warp asks for at a time
 constexpr int kGridSumBytes = kClusterTile * kClusterRows * 4;  // of a tile's sums
 
+// What of a cell its kernels are made for: Cell::kGates, Cell::kStates, Cell::kSecond.
+struct GridCell {
+  int gates, states, second;
+};
+template <class Cell>
+constexpr GridCell kGridCell = {Cell::kGates, Cell::kStates, Cell::kSecond};
+
 // What a kernel is compiled for: tiles of A that a warp has at most; spans of each that it keeps in
-// registers, 128 and 112 of them in all (the other spans are in shared memory); and sums that it
-// adds to in turns. float32 keeps 96, since its products need room to take numbers apart.
+// registers, eight to a span (the other spans are in shared memory); and sums that it adds to in
+// turns. As many registers of weights as the rest of the cell leaves; float32 leaves fewer, since
+// its products need room to take numbers apart.
 struct GridShape {
   int tiles, spans, sums;
 };
-constexpr GridShape grid_shape(bool backward, int item) {
-  if (item == 4) return backward ? GridShape{1, 12, 2} : GridShape{3, 4, 1};
-  return backward ? GridShape{1, 14, 2} : GridShape{4, 4, 1};
+constexpr GridShape grid_shape(GridCell cell, bool backward, int item) {
+  const bool many = cell.states > 2;
+  const int less = item == 4 ? 1 : 0;
+  if (cell.second > 0) return backward ? GridShape{1, 8, 2} : GridShape{2, 4, 1};
+  if (backward) return {1, (many ? 12 : 14) - 2 * less, 2};
+  return {(many ? 3 : 4) - less, 4, 1};
+}
+// Of the second product.
+constexpr GridShape grid_second_shape(bool backward, int item) {
+  return backward ? GridShape{1, 4, 2} : GridShape{1, item == 4 ? 4 : 6, 2};
 }
 
 constexpr int kGridPairs = 2;  // (row, unit) pairs of a thread at most
@@ -46,19 +64,21 @@ struct GridWork {
   int resets;   // bytes before the gradients of reset states
   int rest;     // bytes before the spans of A that are not in registers
   int shared;   // bytes in all
+  // The same of a second product. There is none: no tiles, no spans.
+  int second_tiles, second_spans, second_rest;
 };
 
-// Elements of k.
+// Elements of k in a product of so many gates.
 constexpr int64_t grid_depth(int gates, int64_t H, bool backward, int item) {
   const int64_t pack = 16 / item;
   return backward ? gates * ((H + pack - 1) / pack * pack) : H;
 }
 
-// `tiles`: of A in a CTA. False: the kernel cannot serve the problem so.
-inline bool grid_work(GridWork& work, int gates, int64_t H, int tiles, int warps, int rows,
+// `tiles`: of the (first) A in a CTA. False: the kernel cannot serve the problem so.
+inline bool grid_work(GridWork& work, GridCell cell, int64_t H, int tiles, int warps, int rows,
                       bool backward, int item) {
-  const GridShape s = grid_shape(backward, item);
-  const int per_unit = backward ? 1 : gates;
+  const GridShape s = grid_shape(cell, backward, item), second = grid_second_shape(backward, item);
+  const int first = cell.gates - cell.second, per_unit = backward ? 1 : first;
   if (tiles > s.tiles || warps > kGridWarps || rows > kGridRows || rows % kClusterRows != 0) {
     return false;
   }
@@ -68,19 +88,32 @@ inline bool grid_work(GridWork& work, int gates, int64_t H, int tiles, int warps
   work.units = tiles * kClusterTile / per_unit / 2 * 2;
   work.tiles = (work.units * per_unit + kClusterTile - 1) / kClusterTile;
   work.size = int((H + work.units - 1) / work.units);
-  const int64_t depth = grid_depth(gates, H, backward, item);
-  const int64_t across = int64_t(warps) * cluster_span(item);
-  work.spans = int((depth + across - 1) / across);
+  const auto spans = [&](int gates) {
+    const int64_t depth = grid_depth(gates, H, backward, item);
+    const int64_t across = int64_t(warps) * cluster_span(item);
+    return int((depth + across - 1) / across);
+  };
+  work.spans = spans(first);
+  if (cell.second > 0) {
+    const int rows_of_a = work.units * (backward ? 1 : cell.second);
+    work.second_tiles = (rows_of_a + kClusterTile - 1) / kClusterTile;
+    work.second_spans = spans(cell.second);
+    if (work.second_tiles > second.tiles) return false;
+  }
   const int threads = warps * 32;
   work.pairs = (rows * work.units + threads - 1) / threads;
   if (work.pairs > kGridPairs) return false;
   work.inverse = ((1 << 20) + work.units - 1) / work.units;
-  work.lengths = warps * (rows / kClusterRows) * work.tiles * kGridSumBytes;
+  const int most = std::max(work.tiles, work.second_tiles);
+  work.lengths = warps * (rows / kClusterRows) * most * kGridSumBytes;
   work.bias = work.lengths + rows * 4;
-  work.resets = work.bias + (backward ? 0 : work.tiles * kClusterTile * 4);
-  work.rest = work.resets + (backward ? work.pairs * kClusterStates * threads * 4 : 0);
-  work.shared =
-      work.rest + warps * work.tiles * std::max(0, work.spans - s.spans) * kClusterTileBytes;
+  work.resets = work.bias + (backward ? 0 : (work.tiles + work.second_tiles) * kClusterTile * 4);
+  work.rest = work.resets + (backward ? work.pairs * cell.states * threads * 4 : 0);
+  const auto rest = [&](int tiles, int over) {
+    return warps * tiles * std::max(0, over) * kClusterTileBytes;
+  };
+  work.second_rest = work.rest + rest(work.tiles, work.spans - s.spans);
+  work.shared = work.second_rest + rest(work.second_tiles, work.second_spans - second.spans);
   return true;
 }
 

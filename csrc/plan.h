@@ -18,8 +18,6 @@
 
 namespace fusedrnn {
 
-inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
-
 // What a plan depends on, of one GPU. csrc/devices.h has those known by name.
 struct GpuDevice {
   std::string name, title;

@@ -18,36 +18,54 @@ constexpr double kExchange = 1400, kL2PerClock = 24, kPieceClocks = 300, kProduc
 constexpr double kForwardGates = 130, kBackwardGates = 360, kSharedPerClock = 128;
 constexpr double kFillUs = 2.5, kFillPerUs = 2e6;
 
+GridCell cell_of(const PlanProblem& p) { return {p.gates, p.states, p.second}; }
+
 std::string why_never(const PlanProblem& p, const GpuDevice& d) {
   if (d.arch < 80) return d.title + " is older than sm_80";
   if (p.dtype == DType::f64) return kNoTensorCores;
   if (p.projection) return "h is projected: its product would have to be resident too";
-  if (p.states > kClusterStates) return "the cell has more states than it makes room for";
   if (p.stepwise_only) return kStepwiseOnly;
-  if (p.second > 0) return "the cell's second product would take a second exchange in each step";
   if (std::max(p.T, p.B) > 1 << 30) return "it counts steps and rows in 32 bits";
   return "";
 }
 
-// Clocks of one step of one group.
-double clocks(const GridWork& w, const PlanProblem& p, const GpuDevice& d) {
+// One of a step's products: its gates, its tiles in a CTA, its spans in a warp, the sums that this
+// adds to in turns, and the bytes of A that are not in registers.
+struct Multiplied {
+  int gates, tiles, spans, sums, rest;
+};
+
+// Clocks of one group from an exchange through a product to the gates.
+double clocks(const Multiplied& m, const GridWork& w, const PlanProblem& p, const GpuDevice& d) {
   const int columns = w.rows / kClusterRows;
   const int item = item_size(p.dtype), products = products_of(p);
-  const double depth = double(w.warps) * w.spans * cluster_span(item);
-  const double product = double(w.tiles) * kClusterTile * depth * w.rows * products / d.mma16;
-  const int sums = grid_shape(p.backward, item).sums;
+  const double depth = double(w.warps) * m.spans * cluster_span(item);
+  const double product = double(m.tiles) * kClusterTile * depth * w.rows * products / d.mma16;
   // Of a product in parts each waits for the one before.
   const int parts = products == 6 ? 3 : 1;
-  const double chain = w.spans * 2.0 * parts * columns / sums * kProductLatency;
+  const double chain = m.spans * 2.0 * parts * columns / m.sums * kProductLatency;
   const double rows = double(std::min<int64_t>(w.rows, p.B));
   const double read =
-      rows * double(grid_depth(p.gates, p.H, p.backward, item)) * item / kL2PerClock;
-  const double pieces = double(ceil_div(w.spans, kGridPiece) * columns - 1) * kPieceClocks;
+      rows * double(grid_depth(m.gates, p.H, p.backward, item)) * item / kL2PerClock;
+  const double pieces = double(ceil_div(m.spans, kGridPiece) * columns - 1) * kPieceClocks;
   // What of A is not in registers, for each column; and the warps' sums, in and out.
-  const double rest = double(w.shared - w.rest) * columns / kSharedPerClock;
-  const double added = 2.0 * w.lengths / kSharedPerClock;
+  const double rest = double(m.rest) * columns / kSharedPerClock;
+  const double added = 2.0 * w.warps * columns * m.tiles * kGridSumBytes / kSharedPerClock;
   const double gates = (p.backward ? kBackwardGates : kForwardGates) * (1 + w.pairs) / 2;
   return kExchange + std::max({product, chain, read, pieces, rest}) + added + gates;
+}
+
+// Clocks of one step of one group.
+double clocks(const GridWork& w, const PlanProblem& p, const GpuDevice& d) {
+  const int item = item_size(p.dtype), first = p.gates - p.second;
+  const GridShape one = grid_shape(cell_of(p), p.backward, item);
+  const GridShape two = grid_second_shape(p.backward, item);
+  double all = clocks({first, w.tiles, w.spans, one.sums, w.second_rest - w.rest}, w, p, d);
+  if (p.second > 0) {
+    all += clocks({p.second, w.second_tiles, w.second_spans, two.sums, w.shared - w.second_rest}, w,
+                  p, d);
+  }
+  return all;
 }
 
 Plan plan_of(GridWork w, const PlanProblem& p, const GpuDevice& d) {
@@ -62,11 +80,12 @@ Plan plan_of(GridWork w, const PlanProblem& p, const GpuDevice& d) {
   plan.registers = kRegistersPerThread;
   plan.shared = w.shared;
   plan.ctas_per_sm = 1;
-  plan.resident_bytes = int64_t(w.warps) * w.tiles * w.spans * kClusterTileBytes;
+  const int64_t pieces = int64_t(w.tiles) * w.spans + int64_t(w.second_tiles) * w.second_spans;
+  plan.resident_bytes = w.warps * pieces * kClusterTileBytes;
   plan.launches = 1;
   const double load = double(plan.resident_bytes) / kL2PerClock / (d.ghz * 1e3);
-  const double filled =
-      double(p.directions * p.B * p.H) * (p.backward ? p.gates : 1) * item_size(p.dtype);
+  const double filled = double(p.directions * p.B * p.H) *
+                        (p.backward ? p.gates : 1 + (p.second > 0)) * item_size(p.dtype);
   plan.us_per_step = plan.rounds * clocks(w, p, d) / (d.ghz * 1e3) + filled / kFillPerUs +
                      (load + kFillUs) / std::max<int64_t>(p.T, 1);
   return plan;
@@ -78,13 +97,13 @@ Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
   Plan best{SequenceKernel::grid};
   best.obstacle = why_never(p, d);
   if (!best.obstacle.empty()) return best;
-  const int item = item_size(p.dtype);
-  const int most_tiles = grid_shape(p.backward, item).tiles;
+  const GridCell cell = cell_of(p);
+  const int item = item_size(p.dtype), most_tiles = grid_shape(cell, p.backward, item).tiles;
   for (int tiles = 1; tiles <= most_tiles; ++tiles) {
     for (int warps = kGridWarps; warps >= 1; warps /= 2) {
       for (int rows = kClusterRows; rows <= kGridRows; rows += kClusterRows) {
         GridWork work;
-        if (!grid_work(work, p.gates, p.H, tiles, warps, rows, p.backward, item)) continue;
+        if (!grid_work(work, cell, p.H, tiles, warps, rows, p.backward, item)) continue;
         const int64_t groups = d.sms / (int64_t(work.size) * p.directions);
         if (work.shared > d.shared_per_cta || groups == 0) continue;
         work.groups = int(groups);

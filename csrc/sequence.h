@@ -29,6 +29,7 @@
 namespace fusedrnn {
 
 enum class DType : int { f64, f32, bf16, f16 };
+inline int item_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
 
 struct SequenceSizes {
   int64_t T, B, H, P;
@@ -93,12 +94,13 @@ struct SequenceBackward {
 
 // Launchers: one pair for each cell, found by its kernel's name. They take the layer's directions,
 // one or two, of the same sizes, and return null when all is well, else what is wrong.
-// workspace_bytes is for one direction; the second's workspace follows the first's.
+// workspace_bytes is for one direction; the second's workspace follows the first's. `save`: whether
+// forward has saved and cells.
 struct SequenceKernels {
   const char* cell;
   const char* (*forward)(const SequenceForward*, int directions, void* workspace, void* stream);
   const char* (*backward)(const SequenceBackward*, int directions, void* workspace, void* stream);
-  size_t (*workspace_bytes)(const SequenceSizes&, bool backward);
+  size_t (*workspace_bytes)(const SequenceSizes&, bool backward, bool save);
 };
 
 // null: no such cell

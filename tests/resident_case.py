@@ -11,6 +11,7 @@ from sequence_case import CELLS, Case, check, inputs, native, plain, run, truth
 from torch.utils._pytree import tree_leaves
 
 SERVED = tuple(name for name, cell in CELLS.items() if cell.resident)
+CLUSTERED = tuple(name for name in SERVED if CELLS[name].clustered)
 DTYPES = (torch.bfloat16, torch.float16)
 KINDS = ("lstm", "lstm_coupled", "gru", "rnn_tanh")
 """A cell of each kernel that they have."""
@@ -84,11 +85,11 @@ def an_absent_gradient_is_zero(name, missing):
     assert all(torch.equal(a, b) for a, b in zip(with_zero, without, strict=True))
 
 
-def inference_is_training():
+def inference_is_training(name="lstm", H=35, dtype=torch.bfloat16):
     """Bit for bit."""
-    case, cell = Case(4, 3, 35, directions=2, reset="zeros"), CELLS["lstm"]
-    given = native(case, inputs(cell, case, torch.bfloat16))
-    saved, unsaved = (stepwise.Host().forward("lstm", *given, save)[:3] for save in (True, False))
+    case = Case(4, 3, H, directions=2, lengths=(4, 2, 3), reset="zeros")
+    given = native(case, inputs(CELLS[name], case, dtype))
+    saved, unsaved = (stepwise.Host().forward(name, *given, save)[:3] for save in (True, False))
     assert all(torch.equal(a, b) for a, b in zip(saved, unsaved, strict=True))
 
 
@@ -105,9 +106,9 @@ def states_pass_through_no_steps(name):
     assert not any(t.any() for t in dreset)
 
 
-def it_is_needed(on, shared, case, leave_out, part):
+def it_is_needed(on, shared, case, leave_out, part, name="lstm"):
     """Without this part of the protocol runs go wrong, and these tests see it."""
-    cell, seen = CELLS["lstm"], 0
+    cell, seen = CELLS[name], 0
     tensors = inputs(cell, case, torch.bfloat16)
     theirs = run(plain, cell, case, tensors, torch.bfloat16)
     true = truth(cell, case, tensors)

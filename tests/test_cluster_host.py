@@ -12,7 +12,7 @@ import pytest
 import resident_case
 import test_cuda_host as stepwise
 import torch
-from resident_case import DTYPES, KINDS, SERVED, judge, judge_float32
+from resident_case import CLUSTERED, DTYPES, KINDS, judge, judge_float32
 from sequence_case import CELLS, Case
 
 from fusedrnn import _autograd, plan
@@ -81,7 +81,7 @@ def on(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("cluster", "case"), CASES, ids=str)
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", CLUSTERED)
 def test_against_float64(on, name, cluster, case, dtype):
     on(cluster)
     judge(CELLS[name], case, dtype)
@@ -130,7 +130,7 @@ def test_both_directions_at_once_are_two_calls(on, name):
     resident_case.both_directions_are_two_calls(name, case)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", CLUSTERED)
 @pytest.mark.parametrize("missing", ["dy", "dhn", "dcn"])
 def test_absent_gradients_are_zero(on, name, missing):
     on(Cluster(1))
@@ -142,7 +142,7 @@ def test_inference_is_training_bit_for_bit(on):
     resident_case.inference_is_training()
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", CLUSTERED)
 def test_no_steps(on, name):
     on(Cluster(1))
     resident_case.states_pass_through_no_steps(name)
@@ -172,8 +172,10 @@ def test_calls_get_the_kernel_that_the_planner_names(name, device, monkeypatch):
         assert got == best.kernel, (H, B, dtype, precision, backward, directions, proj)
         seen.add(got)
     host.tensor_cores()
-    clusters = {"cluster"} if device in ("h200", "b200") else set()
-    assert seen == {"stepwise"} | (clusters | {"grid"} if CELLS[name].resident else set())
+    expected = {"stepwise"} | ({"grid"} if CELLS[name].resident else set())
+    if CELLS[name].clustered and device in ("h200", "b200"):
+        expected.add("cluster")
+    assert seen == expected
 
 
 def test_what_does_not_fit_is_refused_and_the_next_best_serves(monkeypatch):
@@ -193,8 +195,11 @@ def test_what_does_not_fit_is_refused_and_the_next_best_serves(monkeypatch):
         said = host.served("gru", problem, refusals=full)
         assert said == f"FUSEDRNN_CUDA_KERNEL={kernel}, but {why}"
         assert "tensor cores, which take 16 bits" in host.served("gru", wide)
-        assert "second product" in host.served("gru_reset_before", problem)
-        assert "more states" in host.served("slstm", problem)
+    for name, why in (("gru_reset_before", "second product"), ("slstm", "more states")):
+        monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "grid")
+        assert host.served(name, problem) == "grid"
+        monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "cluster")
+        assert why in host.served(name, problem)
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "fastest")
     assert "must be cluster, grid or stepwise" in host.served("gru", problem)
 

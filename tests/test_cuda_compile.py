@@ -74,10 +74,11 @@ def expected() -> set[tuple[str, str, str]]:
                 names += ["forward_operand", "backward_operand"]
             if f"{cell.name}:layer_norm=True" in CELLS:
                 names += ["forward_row", "backward_row"]
-            if dtype != "float64" and cell.resident:
+            if dtype != "float64" and cell.clustered:
                 more = LARGEST if len(cell.gates) > 1 else ("backward[0, 2]",)
                 tiles = FLOAT32 if dtype == "float32" else CLUSTER + more
                 names += [f"cluster_{name}" for name in tiles]
+            if dtype != "float64" and cell.resident:
                 names += ["grid_forward", "grid_backward"]
             keys |= {(name, cell.kernel, dtype) for name in names}
     return keys

@@ -141,13 +141,16 @@ class Loop:
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("kernel", ["stepwise", "grid"])
-def test_a_replay_finds_nothing_of_the_one_before(kernel, kind, device, monkeypatch):
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [("stepwise", "lstm"), *(("grid", name) for name in ("lstm", "slstm", "gru_reset_before"))],
+)
+def test_a_replay_finds_nothing_of_the_one_before(kernel, name, kind, device, monkeypatch):
     """Bit for bit: CTAs of the grid kernel wait for what each replay fills anew."""
     if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the grid kernel begins with sm_80")
     monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", kernel)
-    loop = Loop(CELLS["lstm"], Case(T=9, B=11, H=136, directions=2), device, kind)
+    loop = Loop(CELLS[name], Case(T=9, B=11, H=136, directions=2), device, kind)
     x = loop.x.clone().requires_grad_()
     graph = Graph(loop, x, device)
     for _ in range(3):
@@ -155,6 +158,19 @@ def test_a_replay_finds_nothing_of_the_one_before(kernel, kind, device, monkeypa
             x.copy_(torch.randn(x.shape))
         expected = [t.clone() for t in graph.work()]
         assert all(torch.equal(a, b) for a, b in zip(graph.replay(), expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("H", [129, 136])
+def test_inference_is_training_in_the_grid_kernel(H, kind, device, monkeypatch):
+    """Bit for bit: operands of a second product are among what is saved, or in the workspace."""
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the grid kernel begins with sm_80")
+    monkeypatch.setenv("FUSEDRNN_CUDA_KERNEL", "grid")
+    loop = Loop(CELLS["gru_reset_before"], Case(T=9, B=11, H=H, directions=2), device, kind)
+    y, _ = loop(loop.x)
+    training, _ = loop(loop.x.clone().requires_grad_())
+    assert torch.equal(y, training)
 
 
 @pytest.mark.parametrize("name", CELLS)

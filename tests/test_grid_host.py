@@ -53,11 +53,16 @@ WIDE = (
     ("rnn_tanh", Grid(8, tiles=4), Case(2, 9, 120)),
     ("rnn_tanh", Grid(2), Case(2, 1, 270)),  # forward: W_hh in shared memory too
     ("lstm", Grid(2, tiles=4), Case(2, 2, 264)),  # and backward
+    ("slstm", Grid(2, tiles=3), Case(2, 2, 270)),  # as both
+    ("gru_reset_before", Grid(8, tiles=2, rows=16), Case(2, 9, 72, directions=2)),
+    ("gru_reset_before", Grid(2, tiles=2), Case(2, 1, 520)),  # the same of both products
 )
 WIDE_FLOAT32 = (
     ("gru", Grid(4, tiles=3, rows=16), Case(2, 9, 33, directions=2)),
     ("rnn_tanh", Grid(2), Case(2, 1, 140)),  # forward: W_hh in shared memory too
     ("lstm", Grid(2, tiles=3), Case(2, 2, 136)),  # and backward
+    ("slstm", Grid(2, tiles=2), Case(2, 2, 140)),  # as both
+    ("gru_reset_before", Grid(2, tiles=2), Case(2, 1, 140)),  # the same of both products
 )
 
 
@@ -93,8 +98,11 @@ def test_more_than_one_tile_of_everything(on, name, grid, case):
     judge(CELLS[name], case, torch.bfloat16)
 
 
+FLOAT32 = (*KINDS, "slstm", "gru_reset_before")
+
+
 @pytest.mark.parametrize(("grid", "case"), CASES, ids=str)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FLOAT32)
 def test_float32_against_float64(on, name, grid, case):
     on(grid)
     exact, rounded = judge_float32(host, CELLS[name], case)
@@ -107,14 +115,16 @@ def test_float32_in_more_than_one_tile_of_everything(on, name, grid, case):
     judge_float32(host, CELLS[name], case)
 
 
-@pytest.mark.parametrize(("name", "H"), [("lstm", 40), ("gru", 33), ("rnn_tanh", 72)])
+@pytest.mark.parametrize(("name", "H"), [
+    ("lstm", 40), ("gru", 33), ("rnn_tanh", 72), ("gru_reset_before", 24), ("gru_reset_before", 33)
+])  # fmt: skip
 def test_order_of_warps_and_arrivals_does_not_matter(on, name, H):
     case = Case(5, 3, H, reset="given")
-    for dtype in (torch.bfloat16, torch.float32) if name == "gru" else (torch.bfloat16,):
+    for dtype in (torch.bfloat16, torch.float32) if "gru" in name else (torch.bfloat16,):
         resident_case.same_bits_in_any_order(on, Grid(2), name, case, dtype)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru_reset_before"])
 def test_both_directions_at_once_are_two_calls(on, name):
     on(Grid(2))
     case = Case(3, 5, 24, directions=2, lengths=(1, 3, 2, 0, 3), reset="given")
@@ -140,9 +150,14 @@ def test_absent_gradients_are_zero(on, name, missing):
     resident_case.an_absent_gradient_is_zero(name, missing)
 
 
-def test_inference_is_training_bit_for_bit(on):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("name", "H"), [("lstm", 35), ("gru_reset_before", 35), ("gru_reset_before", 40)]
+)
+def test_inference_is_training_bit_for_bit(on, name, H, dtype):
+    """The operands of a second product are among what is saved, or in the workspace."""
     on(Grid(2))
-    resident_case.inference_is_training()
+    resident_case.inference_is_training(name, H, dtype)
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -152,11 +167,11 @@ def test_no_steps(on, name):
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.float32), ids=str)
-@pytest.mark.parametrize("H", [24, 17])
-def test_what_is_no_number_is_not_taken_for_what_is_still_to_come(on, H, dtype):
+@pytest.mark.parametrize(("name", "H"), [("gru", 24), ("gru", 17), ("gru_reset_before", 24)])
+def test_what_is_no_number_is_not_taken_for_what_is_still_to_come(on, name, H, dtype):
     """The bits that y and grads are filled with are those of a NaN, which users may have too."""
     on(Grid(2))
-    cell, case = CELLS["gru"], Case(3, 4, H)
+    cell, case = CELLS[name], Case(3, 4, H)
     tensors = inputs(cell, case, dtype)
     fine = stepwise.round_trip(stepwise.Host(), cell, case, tensors)
     whole = torch.int16 if dtype.itemsize == 2 else torch.int32
@@ -191,5 +206,6 @@ def test_what_it_has_no_room_for_is_refused(on):
 
 
 @pytest.mark.parametrize("part", ["wait", "sync_empty", "sync_full"])
-def test_every_part_of_the_protocol_is_needed(on, part):
-    resident_case.it_is_needed(on, Grid(2), Case(12, 1, 36), host.leave_out, part)
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_every_part_of_the_protocol_is_needed(on, part, name):
+    resident_case.it_is_needed(on, Grid(2), Case(12, 1, 36), host.leave_out, part, name)

@@ -26,7 +26,7 @@ const char* launch(const Args* args, int directions, void*, void*) {
   return run_typed<Cell, Pass>(args, directions);
 }
 
-size_t no_workspace(const SequenceSizes&, bool) { return 0; }
+size_t no_workspace(const SequenceSizes&, bool, bool) { return 0; }
 
 const SequenceKernels kKernels[] = {
 #define X(...)                                                                              \

@@ -26,6 +26,12 @@ struct Number {
   friend FRNN_HD Number operator+(Number a, Number b) { return Number(a.v + b.v); }
   friend FRNN_HD Number operator-(Number a, Number b) { return Number(a.v - b.v); }
   friend FRNN_HD Number operator*(Number a, Number b) { return Number(a.v * b.v); }
+  friend FRNN_HD Number operator/(Number a, Number b) {
+#ifdef __CUDA_ARCH__
+    if constexpr (kBrief) return Number(__fdividef(a.v, b.v));
+#endif
+    return Number(a.v / b.v);
+  }
   friend FRNN_HD bool operator<(Number a, Number b) { return a.v < b.v; }
   friend FRNN_HD bool operator>(Number a, Number b) { return a.v > b.v; }
 };
@@ -49,6 +55,26 @@ FRNN_HD Number<kBrief> tanh_of(Number<kBrief> x) {
   }
 #endif
   return Number<kBrief>(fusedrnn::tanh_of(x.v));
+}
+
+// Of x <= 0.
+template <bool kBrief>
+FRNN_HD Number<kBrief> exp_of(Number<kBrief> x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (kBrief) return Number<kBrief>(__expf(x.v));
+#endif
+  return Number<kBrief>(fusedrnn::exp_of(x.v));
+}
+
+// Its error is absolute too: that of 1 + e.
+template <bool kBrief>
+FRNN_HD Number<kBrief> log_sigmoid(Number<kBrief> x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (kBrief) {
+    return Number<kBrief>(fminf(x.v, 0.0f) - __logf(1.0f + __expf(-fabsf(x.v))));
+  }
+#endif
+  return Number<kBrief>(fusedrnn::log_sigmoid(x.v));
 }
 
 }  // namespace cuda

@@ -86,7 +86,8 @@ const char* serve(ClusterKernel<Problem> kernel, const Problem* p, int direction
 
 template <class Cell, DType kType>
 const char* Clustered<Cell, kType>::forward(const SequenceForward* p, int directions,
-                                            const ClusterWork& work, void* stream, bool& refused) {
+                                            const ClusterWork& work, void*, void* stream,
+                                            bool& refused) {
   using Data = typename DataOf<kType>::type;
   static_assert(kClusterForward[0].most == 4 && kClusterForward[1].most == 2, "");
   constexpr int kItem = sizeof(Data), kMost = cluster_most(kClusterForward[0], Cell::kGates, kItem);

@@ -8,11 +8,11 @@ namespace fusedrnn {
 namespace cuda {
 
 // Each asks the driver first. They set `refused` and launch nothing where it cannot place such a
-// cluster, and return why; else null when all is well, or what is wrong.
+// cluster, and return why; else null when all is well, or what is wrong. They need no workspace.
 template <class Cell, DType kType>
 struct Clustered {
   static const char* forward(const SequenceForward*, int directions, const ClusterWork&,
-                             void* stream, bool& refused);
+                             void* workspace, void* stream, bool& refused);
   static const char* backward(const SequenceBackward*, int directions, const ClusterWork&,
                               void* stream, bool& refused);
 };

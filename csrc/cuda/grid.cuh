@@ -2,36 +2,36 @@
 // is filled before, and the launch. One launch runs a whole sequence, both directions of a layer
 // side by side.
 #pragma once
-#include "grid_backward.cuh"
-#include "grid_forward.cuh"
 #include "grid_launchers.h"
+#include "grid_twice.cuh"
 
 namespace fusedrnn {
 namespace cuda {
 
-// What the planner knows too (plan_grid.cpp).
-template <class Cell>
-constexpr bool kGridServes = Cell::kSecond == 0 && Cell::kStates <= kClusterStates;
-
 template <class Problem>
 using GridKernel = void (*)(const GridCall<Problem>);
 
-// What the CTAs read of each other in a direction: `height` rows of `width` bytes, `pitch` apart.
+// What CTAs read of each other: `height` rows of `width` bytes, `pitch` apart. In a direction it is
+// one tensor or two.
 struct Awaited {
   void* at;
   size_t pitch, width, height;
 };
-template <class Cell>
-Awaited awaited(const SequenceForward& p) {
+template <class Cell, class Data>
+void await(Awaited (&fill)[2], const SequenceForward& p, void* workspace) {
   const SequenceSizes& n = p.n;
-  const size_t item = size_t(item_size(n.dtype));
-  return {p.y, size_t(n.y_row) * item, size_t(n.H) * item, size_t(n.T * n.B)};
+  const size_t item = sizeof(Data), width = size_t(n.H) * item, height = size_t(n.T * n.B);
+  fill[0] = {p.y, size_t(n.y_row) * item, width, height};
+  if constexpr (Cell::kSecond > 0) {
+    const Operands<Cell, Data> operands(p, workspace);
+    fill[1] = {operands.at, size_t(operands.row) * item, width, height};
+  }
 }
-template <class Cell>
-Awaited awaited(const SequenceBackward& p) {
+template <class Cell, class Data>
+void await(Awaited (&fill)[2], const SequenceBackward& p, void*) {
   const SequenceSizes& n = p.n;
-  const size_t width = size_t(Cell::kGrads * n.H) * size_t(item_size(n.dtype));
-  return {p.grads, width, width, size_t(n.T * n.B)};
+  const size_t width = size_t(Cell::kGrads * n.H) * sizeof(Data);
+  fill[0] = {p.grads, width, width, size_t(n.T * n.B)};
 }
 
 #ifndef FUSEDRNN_CUDA_HOST
@@ -81,14 +81,14 @@ struct GridLaunch {
 // Nothing here waits or allocates: fit for capture in a CUDA graph.
 template <class Problem>
 const char* launch_grid(GridKernel<Problem> kernel, const GridCall<Problem>& call, int directions,
-                        const Awaited (&fill)[2], cudaStream_t stream, bool& refused) {
+                        const Awaited (&fill)[2][2], cudaStream_t stream, bool& refused) {
   GridLaunch launch;
   const int64_t ctas = int64_t{call.work.size} * call.work.groups * directions;
   const char* why = launch.prepare(kernel, call.work, ctas, stream);
   refused = why != nullptr;
   if (refused) return why;
-  for (int d = 0; d < directions; ++d) {
-    const Awaited& f = fill[d];
+  for (int i = 0; i < 2 * directions; ++i) {
+    const Awaited& f = fill[i / 2][i % 2];
     if (f.width == 0 || f.height == 0) continue;
     const cudaError_t error =
         cudaMemset2DAsync(f.at, f.pitch, kAbsent & 0xff, f.width, f.height, stream);
@@ -100,33 +100,38 @@ const char* launch_grid(GridKernel<Problem> kernel, const GridCall<Problem>& cal
 }
 #endif
 
-template <class Cell, class Problem>
+template <class Cell, DType kType, class Problem>
 const char* serve_grid(GridKernel<Problem> kernel, const Problem* p, int directions,
-                       const GridWork& work, void* stream, bool& refused) {
-  refused = kernel == nullptr;
-  if (refused) return "there is no instance of the grid kernel for this cell";
-  const GridCall<Problem> call = {{p[0], p[directions - 1]}, work};
-  const Awaited fill[2] = {awaited<Cell>(p[0]), awaited<Cell>(p[directions - 1])};
+                       const GridWork& work, void* workspace, void* stream, bool& refused) {
+  using Data = typename DataOf<kType>::type;
+  GridCall<Problem> call = {{p[0], p[directions - 1]}, work, {}};
+  Awaited fill[2][2] = {};
+  for (int d = 0; d < directions; ++d) {
+    if (workspace != nullptr) {
+      const size_t before = d * Gridded<Cell, kType>::workspace_bytes(p[d].n);
+      call.operands[d] = static_cast<char*>(workspace) + before;
+    }
+    await<Cell, Data>(fill[d], p[d], call.operands[d]);
+  }
   return launch_grid<Problem>(kernel, call, directions, fill, static_cast<cudaStream_t>(stream),
                               refused);
 }
 
 template <class Cell, DType kType>
 const char* Gridded<Cell, kType>::forward(const SequenceForward* p, int directions,
-                                          const GridWork& work, void* stream, bool& refused) {
+                                          const GridWork& work, void* workspace, void* stream,
+                                          bool& refused) {
   using Data = typename DataOf<kType>::type;
-  GridKernel<SequenceForward> kernel = nullptr;
-  if constexpr (kGridServes<Cell>) kernel = grid_forward<Cell, Data>;
-  return serve_grid<Cell>(kernel, p, directions, work, stream, refused);
+  return serve_grid<Cell, kType>(grid_forward<Cell, Data>, p, directions, work, workspace, stream,
+                                 refused);
 }
 
 template <class Cell, DType kType>
 const char* Gridded<Cell, kType>::backward(const SequenceBackward* p, int directions,
                                            const GridWork& work, void* stream, bool& refused) {
   using Data = typename DataOf<kType>::type;
-  GridKernel<SequenceBackward> kernel = nullptr;
-  if constexpr (kGridServes<Cell>) kernel = grid_backward<Cell, Data>;
-  return serve_grid<Cell>(kernel, p, directions, work, stream, refused);
+  return serve_grid<Cell, kType>(grid_backward<Cell, Data>, p, directions, work, nullptr, stream,
+                                 refused);
 }
 
 }  // namespace cuda

@@ -8,6 +8,8 @@
 // own, a CTA would write and read rows * H floats in each step, where it now reads G rows * H of 16
 // bits: for four gates as many bytes, for fewer less, and no buffer beside the results.
 #pragma once
+#include <type_traits>
+
 #include "grid_product.cuh"
 
 namespace fusedrnn {
@@ -16,12 +18,15 @@ namespace cuda {
 #ifdef FRNN_RESIDENT
 
 template <class Cell, class Data>
+struct GridBackwardTwice;
+
+template <class Cell, class Data>
 struct GridBackward {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved, D = Cell::kGrads;
+  using First = FirstGates<Cell>;
   static constexpr int kPairs = kGridPairs, kPack = Pack<Data>::kSize;
-  static constexpr GridShape kShape = grid_shape(true, sizeof(Data));
+  static constexpr GridShape kShape = grid_shape(kGridCell<Cell>, true, sizeof(Data));
   using Brief = BriefOf<Data>;
-  static_assert(S <= kClusterStates, "");
 
   const SequenceBackward& p;
   const GridWork& work;
@@ -72,29 +77,35 @@ struct GridBackward {
     return resets[(i * S + s) * work.warps * 32 + threadIdx.x];
   }
 
-  // Gate and unit of this lane's first k in one of its warp's spans; G where there is none.
+  // Gate and unit of this lane's first k in one of its warp's spans, gates counted in their
+  // product; Part::kGates where there is none.
   struct GateRow {
     int gate, unit;
   };
+  template <class Part>
   __device__ GateRow gate_row(int span) const {
+    constexpr int kGates = Part::kGates;
     const int each = (static_cast<int>(p.n.H) + kPack - 1) / kPack * kPack;
-    const int k = (my_warp() * work.spans + span) * kSpan<Data> + my_lane().q * kPack;
-    int gate = span < work.spans ? 0 : G;
+    const int k = (my_warp() * Part::spans(work) + span) * kSpan<Data> + my_lane().q * kPack;
+    int gate = span < Part::spans(work) ? 0 : kGates;
 #pragma unroll
-    for (int g = 1; g <= G; ++g) {
-      if (k >= g * each && gate < G) gate = g;
+    for (int g = 1; g <= kGates; ++g) {
+      if (k >= g * each && gate < kGates) gate = g;
     }
     return {gate, k - gate * each};
   }
 
-  __device__ void load_weights() {
+  __device__ void load_weights() { load<First>(weights); }
+
+  template <class Part, class Weights>
+  __device__ void load(Weights& to_multiply) const {
     const Data* w = static_cast<const Data*>(p.weight_hh);
     const int H = static_cast<int>(p.n.H);
-    const auto at = [&](int span) { return gate_row(span); };
-    weights.load(at, [&](Pack<Data>& to, const GateRow& from, int tile, int i) {
+    const auto at = [&](int span) { return gate_row<Part>(span); };
+    to_multiply.load(at, [&](Pack<Data>& to, const GateRow& from, int tile, int i) {
       const int column = tile * kClusterTile + i, unit = unit0 + column;
-      const bool there = from.gate < G && column < work.units && unit < H;
-      const Data* rows = w + int64_t{from.gate * H + from.unit} * H + unit;
+      const bool there = from.gate < Part::kGates && column < work.units && unit < H;
+      const Data* rows = w + int64_t{(Part::kFrom + from.gate) * H + from.unit} * H + unit;
 #pragma unroll
       for (int v = 0; v < kPack; ++v) {
         to.v[v] = Data(0.0f);
@@ -170,8 +181,11 @@ struct GridBackward {
     }
   }
 
-  // What the gates of step number i gave.
-  __device__ void product(int i) const {
+  __device__ void product(int i) const { multiply<First>(i, weights); }
+
+  // What these gates of step number i gave.
+  template <class Part, class Weights>
+  __device__ void multiply(int i, const Weights& of_gates) const {
     const int64_t t = time_of(p.n, i);
     const auto row = [&](int column) {
       const int mine = column * kClusterRows + my_lane().g;
@@ -180,11 +194,11 @@ struct GridBackward {
       return RowOfB<Data>{mine < rows ? from : nullptr, true};
     };
     const auto at = [&](int span) {
-      const GateRow from = gate_row(span);
-      const int count = from.gate < G ? static_cast<int>(p.n.H) - from.unit : 0;
-      return Eight{Cell::h_grad(from.gate) * p.n.H + from.unit, count};
+      const GateRow from = gate_row<Part>(span);
+      const int count = from.gate < Part::kGates ? static_cast<int>(p.n.H) - from.unit : 0;
+      return Eight{Cell::h_grad(Part::kFrom + from.gate) * p.n.H + from.unit, count};
     };
-    grid_product<kShape.sums>(weights, sums(), wide, row, at);
+    grid_product<kShape.sums>(of_gates, sums(), wide, row, at);
   }
 
   __device__ void step(int i) {
@@ -285,8 +299,9 @@ __global__ void __launch_bounds__(kGridWarps * 32, 1)
     grid_backward(const __grid_constant__ GridCall<SequenceBackward> call) {
 #ifdef FRNN_RESIDENT
   const int group = blockIdx.x / call.work.size, groups = call.work.groups;
-  GridBackward<Cell, Data> cta(call.directions[group / groups], call.work,
-                               blockIdx.x % call.work.size);
+  using Cta = std::conditional_t<Cell::kSecond == 0, GridBackward<Cell, Data>,
+                                 GridBackwardTwice<Cell, Data>>;
+  Cta cta(call.directions[group / groups], call.work, blockIdx.x % call.work.size);
   cta.load_weights();
   for (int row = group % groups * call.work.rows; row < cta.p.n.B; row += groups * call.work.rows) {
     cta.begin(row);

@@ -1,10 +1,10 @@
 // How the CTAs of a grid reach each other on a GPU (GridExchange). csrc/testing/grid_host.h has the
 // same for the host.
 //
-// What one CTA computes and others wait for is the very tensor that the call returns: y in forward,
-// grads in backward. Before the launch all of it is filled with kAbsent, a NaN that no rounding
-// makes; each word is written once; who needs it reads until it is another. A word is thus its own
-// flag:
+// What one CTA computes and others wait for is the very tensor that the call returns: y in forward
+// (and what enters a second product: grid_twice.cuh), grads in backward. Before the launch all of
+// it is filled with kAbsent, a NaN that no rounding makes; each word is written once; who needs it
+// reads until it is another. A word is thus its own flag:
 //   - no fence and no acquire or release is needed, since nothing is concluded of one word from
 //     another. Words are written with st.relaxed.gpu and read with ld.relaxed.gpu, at the same size
 //     (a vector is as many words): in PTX's memory model such accesses never race, and what is read

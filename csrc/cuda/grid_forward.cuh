@@ -6,11 +6,15 @@
 // each other: see grid_device.cuh. All of a group's CTAs must run at once, which the launch sees
 // to.
 //
+// (Cells with a second product: grid_twice.cuh.)
+//
 // A step: each warp takes h of its part of k from L2, as it comes, and multiplies; the warps' sums
 // meet in shared memory; then each thread has some (row, unit) pairs, whose gates and states stay
 // in its registers. Threads meet twice: before sums are written (all have read those of the step
 // before) and before they are read.
 #pragma once
+#include <type_traits>
+
 #include "grid_product.cuh"
 
 namespace fusedrnn {
@@ -19,10 +23,22 @@ namespace cuda {
 #ifdef FRNN_RESIDENT
 
 template <class Cell, class Data>
+struct GridForwardTwice;
+
+// Which of the values saved is the second product's operand; -1: there is none.
+template <class Cell>
+constexpr int operand_in_saved() {
+  if constexpr (Cell::kSecond > 0) return Cell::kOperand;
+  return -1;
+}
+
+template <class Cell, class Data>
 struct GridForward {
   static constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kSaved;
+  using First = FirstGates<Cell>;
+  static constexpr int kOperand = operand_in_saved<Cell>();
   static constexpr int kPairs = kGridPairs;
-  static constexpr GridShape kShape = grid_shape(false, sizeof(Data));
+  static constexpr GridShape kShape = grid_shape(kGridCell<Cell>, false, sizeof(Data));
   using Brief = BriefOf<Data>;
 
   const SequenceForward& p;
@@ -60,15 +76,18 @@ struct GridForward {
   }
 
   // Shared memory, which takes no registers so.
+  template <class Part = First>
   __device__ SumsOfWarps sums() const {
     float* at = reinterpret_cast<float*>(GridExchange::memory());
-    return {at, work.rows / kClusterRows, work.tiles};
+    return {at, work.rows / kClusterRows, Part::tiles(work)};
   }
   __device__ int* lengths() const {  // [work.rows]
     return reinterpret_cast<int*>(GridExchange::memory() + work.lengths);
   }
+  template <class Part>
   __device__ float* bias() const {  // [rows of A]
-    return reinterpret_cast<float*>(GridExchange::memory() + work.bias);
+    float* at = reinterpret_cast<float*>(GridExchange::memory() + work.bias);
+    return Part::kFrom == 0 ? at : at + work.tiles * kClusterTile;
   }
 
   __device__ int row_of(int i) const { return place[i] >> 16; }
@@ -79,21 +98,26 @@ struct GridForward {
   }
   __device__ int gate_of(int row) const { return row * work.inverse >> 20; }
 
-  __device__ void load_weights() {
+  __device__ void load_weights() { load<First>(weights); }
+
+  template <class Part, class Weights>
+  __device__ void load(Weights& to_multiply) const {
     const Data* w = static_cast<const Data*>(p.weight_hh);
     const int H = static_cast<int>(p.n.H);
     const bool aligned = reinterpret_cast<uintptr_t>(w) % 16 == 0 && H % Pack<Data>::kSize == 0;
     const auto at = [&](int span) { return k_of(span); };
-    weights.load(at, [&](Pack<Data>& to, int k, int tile, int i) {
+    to_multiply.load(at, [&](Pack<Data>& to, int k, int tile, int i) {
       const int row = tile * kClusterTile + i, gate = gate_of(row);
       const int unit = unit0 + row - gate * work.units;
-      const bool there = gate < G && unit < H;
-      load_pack(to, w, int64_t{gate * H + unit} * H + k, there ? H - k : 0, aligned);
+      const bool there = gate < Part::kGates && unit < H;
+      load_pack(to, w, int64_t{(Part::kFrom + gate) * H + unit} * H + k, there ? H - k : 0,
+                aligned);
     });
-    for (int row = threadIdx.x; row < work.tiles * kClusterTile; row += work.warps * 32) {
+    for (int row = threadIdx.x; row < Part::tiles(work) * kClusterTile; row += work.warps * 32) {
       const int gate = gate_of(row), unit = unit0 + row - gate * work.units;
-      const bool there = p.bias_hh != nullptr && gate < G && unit < H;
-      bias()[row] = there ? widen(static_cast<const Data*>(p.bias_hh)[gate * H + unit]) : 0.0f;
+      const bool there = p.bias_hh != nullptr && gate < Part::kGates && unit < H;
+      const int at_b = (Part::kFrom + gate) * H + unit;
+      bias<Part>()[row] = there ? widen(static_cast<const Data*>(p.bias_hh)[at_b]) : 0.0f;
     }
   }
 
@@ -181,41 +205,64 @@ struct GridForward {
     return {from == nullptr ? nullptr : from + b * p.n.H, false};
   }
 
-  __device__ void step(int step) {
+  __device__ Eight eight_of(int span) const {
+    const int64_t k = span < work.spans ? k_of(span) : p.n.H;
+    return {k, static_cast<int>(p.n.H - k)};
+  }
+
+  __device__ void product(int step) const {
     const auto row = [&](int column) { return row_before(step, column); };
-    const auto at = [&](int span) {
-      const int64_t k = span < work.spans ? k_of(span) : p.n.H;
-      return Eight{k, static_cast<int>(p.n.H - k)};
-    };
-    grid_product<kShape.sums>(weights, sums(), wide, row, at);
+    const auto at = [&](int span) { return eight_of(span); };
+    grid_product<kShape.sums>(weights, sums<First>(), wide, row, at);
+  }
+
+  __device__ void step(int step) {
+    product(step);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       if (i >= work.pairs) break;
-      Brief saved[K], out[S];
-      advance(step, i, out, saved);
-      const int64_t t = time_of(p.n, step), at_y = (t * p.n.B + row0 + row_of(i)) * p.n.y_row;
-      const float h = exists(i) && t < lengths()[row_of(i)] ? out[0].v : 0.0f;
-      publish<Data>(p.y, at_y + unit_of(i), h, exists(i), wide);
-      if (exists(i)) store(step, i, out, saved);
+      Brief saved[K];
+      leave<First>(step, i, saved);
     }
     request(step + 1);
   }
 
-  // The cell. `state` then is what the next step starts with.
+  // The cell, and all that it leaves.
+  template <class Part>
+  __device__ void leave(int step, int i, Brief (&saved)[K]) {
+    Brief out[S];
+    advance<Part>(step, i, out, saved);
+    const int64_t t = time_of(p.n, step), at_y = (t * p.n.B + row0 + row_of(i)) * p.n.y_row;
+    const float h = exists(i) && t < lengths()[row_of(i)] ? out[0].v : 0.0f;
+    publish<Data>(p.y, at_y + unit_of(i), h, exists(i), wide);
+    if (exists(i)) store(step, i, out, saved);
+  }
+
+  // `state` then is what the next step starts with.
+  template <class Part>
   __device__ void advance(int step, int i, Brief (&out)[S], Brief (&saved)[K]) {
     Brief of_x[G], u[G];
     if (!exists(i)) return;
-#pragma unroll
-    for (int g = 0; g < G; ++g) {
-      const int row_of_a = g * work.units + (place[i] & 0xffff);
-      of_x[g] = Brief(widen(x[i][g]));
-      u[g] = Brief(sums().total(work.warps, row_of_a, row_of(i)) + bias()[row_of_a]);
-    }
+    preactivations<Part>(i, of_x, u);
     Cell::forward(p.n.options.without_stepwise_only(), {}, of_x, u, state[i], out, saved);
     const bool live = time_of(p.n, step) < lengths()[row_of(i)];
 #pragma unroll
     for (int s = 0; s < S; ++s) state[i][s] = out[s] = live ? out[s] : state[i][s];
     if (cut >> i & 1) restart(i, p.reset_h, p.reset_c);
+  }
+
+  // u of other gates are zero.
+  template <class Part>
+  __device__ void preactivations(int i, Brief (&of_x)[G], Brief (&u)[G]) const {
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      const bool mine = g >= Part::kFrom && g < Part::kFrom + Part::kGates;
+      const int row_of_a = (g - Part::kFrom) * work.units + (place[i] & 0xffff);
+      of_x[g] = Brief(widen(x[i][g]));
+      u[g] =
+          Brief(mine ? sums<Part>().total(work.warps, row_of_a, row_of(i)) + bias<Part>()[row_of_a]
+                     : 0.0f);
+    }
   }
 
   __device__ void store(int step, int i, const Brief (&out)[S], const Brief (&saved)[K]) const {
@@ -232,7 +279,7 @@ struct GridForward {
     for (int k = 0; k < K; ++k) {
       if (p.saved == nullptr) break;
       Data* to = static_cast<Data*>(p.saved) + (row * K + k) * n.H + unit_of(i);
-      round_to(*to, live ? saved[k].v : 0.0f);
+      if (k != kOperand) round_to(*to, live ? saved[k].v : 0.0f);  // that has been published
     }
   }
 
@@ -256,8 +303,10 @@ __global__ void __launch_bounds__(kGridWarps * 32, 1)
     grid_forward(const __grid_constant__ GridCall<SequenceForward> call) {
 #ifdef FRNN_RESIDENT
   const int group = blockIdx.x / call.work.size, groups = call.work.groups;
-  GridForward<Cell, Data> cta(call.directions[group / groups], call.work,
-                              blockIdx.x % call.work.size);
+  using Cta =
+      std::conditional_t<Cell::kSecond == 0, GridForward<Cell, Data>, GridForwardTwice<Cell, Data>>;
+  Cta cta(call.directions[group / groups], call.work, blockIdx.x % call.work.size);
+  if constexpr (Cell::kSecond > 0) cta.call = &call;
   cta.load_weights();
   for (int row = group % groups * call.work.rows; row < cta.p.n.B; row += groups * call.work.rows) {
     cta.begin(row);

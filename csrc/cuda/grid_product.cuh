@@ -8,11 +8,13 @@
 namespace fusedrnn {
 namespace cuda {
 
-// What every CTA of a launch is told: a layer's directions, and how groups share each.
+// What every CTA of a launch is told: a layer's directions, and how groups share each. `operands`:
+// the workspace of Operands (grid_twice.cuh).
 template <class Problem>
 struct GridCall {
   Problem directions[2];
   GridWork work;
+  void* operands[2];
 };
 
 #ifdef FRNN_RESIDENT
@@ -146,6 +148,28 @@ struct SumsOfWarps {
     return sum;
   }
 };
+
+// The gates of a step's product, or products.
+template <class Cell>
+struct FirstGates {
+  static constexpr int kFrom = 0, kGates = Cell::kGates - Cell::kSecond;
+  static __device__ int tiles(const GridWork& work) { return work.tiles; }
+  static __device__ int spans(const GridWork& work) { return work.spans; }
+};
+template <class Cell>
+struct LastGates {
+  static constexpr int kFrom = Cell::kGates - Cell::kSecond, kGates = Cell::kSecond;
+  static __device__ int tiles(const GridWork& work) { return work.second_tiles; }
+  static __device__ int spans(const GridWork& work) { return work.second_spans; }
+};
+
+// Where this warp's spans of A that are not in registers are: of a product that has so many tiles
+// and spans, kSpans of them in registers.
+template <int kSpans>
+__device__ inline char* rest_of(int rest, int tiles, int spans) {
+  return GridExchange::memory() + rest +
+         my_warp() * tiles * max(0, spans - kSpans) * kClusterTileBytes;
+}
 
 // All sums of a step. row(column) gives this lane's row of B, at(span) where its eight elements of
 // k are. When it returns, each thread may read any total, until it comes here again.

@@ -1,5 +1,6 @@
 // Finds the CUDA kernels of a cell by name. Each call goes to the cluster or the grid kernel where
 // the planner says so, else to the stepwise kernel of its dtype.
+#include <algorithm>
 #include <cstring>
 
 #include "launchers.h"
@@ -34,7 +35,7 @@ const char* forward(const SequenceForward* p, int directions, void* workspace, v
 #ifndef FUSEDRNN_CUDA_HOST
   const char* wrong = nullptr;
   const auto run = [&](auto k, const auto& work, bool& refused) {
-    return k.forward(p, directions, work, stream, refused);
+    return k.forward(p, directions, work, workspace, stream, refused);
   };
   if (cuda::by_resident<Cell>(p, directions, false, wrong, run)) return wrong;
 #endif
@@ -56,8 +57,16 @@ const char* backward(const SequenceBackward* p, int directions, void* workspace,
 }
 
 template <class Cell>
-size_t workspace_bytes(const SequenceSizes& n, bool back) {
-  return with_dtype<Cell>(n.dtype, [&](auto k) { return k.workspace_bytes(n, back); });
+size_t workspace_bytes(const SequenceSizes& n, bool back, bool save) {
+  size_t bytes = with_dtype<Cell>(n.dtype, [&](auto k) { return k.workspace_bytes(n, back); });
+#ifndef FUSEDRNN_CUDA_HOST
+  // One of the two serves the call: which one depends on the GPU at that moment.
+  const bool by_grid = !back && !save && n.dtype != DType::f64;
+  if (by_grid) bytes = std::max(bytes, cuda::Gridded<Cell, DType::bf16>::workspace_bytes(n));
+#else
+  (void)save;
+#endif
+  return bytes;
 }
 
 #define X(...) \

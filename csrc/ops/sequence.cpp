@@ -103,7 +103,8 @@ void launch(const std::string& kernel, const Tensor& like, const Args (&args)[2]
 #endif
   if (like.is_cpu()) kernels = find_cpu_sequence(kernel.c_str(), args[0].n.dtype);
   STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", kernel, "' for this device");
-  const int64_t bytes = int64_t(kernels->workspace_bytes(args[0].n, backward));
+  const int64_t bytes =
+      int64_t(kernels->workspace_bytes(args[0].n, backward, args[0].saved != nullptr));
   Tensor workspace = allocate(like, {directions * bytes}, ScalarType::Byte);
   void* place = workspace.mutable_data_ptr();
   const char* wrong = pick(*kernels)(args, int(directions), place, stream);

@@ -107,7 +107,7 @@ Answer run_forward(const std::string& cell, const Problem& problem,
   }
   return with_kernels(cell, problem, false, order, [&](auto kernels, const ClusterWork& work) {
     bool refused = false;
-    return told(kernels.forward(layer.data(), int(layer.size()), work, nullptr, refused));
+    return told(kernels.forward(layer.data(), int(layer.size()), work, nullptr, nullptr, refused));
   });
 }
 

@@ -12,32 +12,11 @@
 #include "../cuda/sequence_f32.cu"
 #include "../cuda/sequence_f64.cu"
 #include "sequence_fields.h"
+#include "workspace.h"
 
 namespace {
 
 using namespace fusedrnn;
-
-// A workspace of NaN between two guards; says whether a kernel wrote beyond it.
-class Workspace {
- public:
-  explicit Workspace(size_t bytes) : bytes_(bytes), memory_(bytes + 2 * kGuard + 256, '\xff') {
-    start_ = memory_.data() + kGuard;
-    start_ += 256 - reinterpret_cast<uintptr_t>(start_) % 256;
-  }
-  void* data() { return start_; }
-  bool intact() const {
-    const auto blank = [](char c) { return c == '\xff'; };
-    return std::all_of(memory_.data(), static_cast<const char*>(start_), blank) &&
-           std::all_of(static_cast<const char*>(start_) + bytes_, memory_.data() + memory_.size(),
-                       blank);
-  }
-
- private:
-  static constexpr size_t kGuard = 1024;
-  size_t bytes_;
-  std::string memory_;
-  char* start_;
-};
 
 const SequenceKernels& kernels_of(const std::string& cell) {
   const SequenceKernels* found = find_cuda_sequence(read_cell(cell).kernel.c_str());
@@ -51,7 +30,7 @@ std::optional<std::string> in_workspace(const std::string& cell, std::vector<Arg
                                         bool backward, uint64_t order, F run) {
   const SequenceKernels& kernels = kernels_of(cell);
   for (Args& direction : layer) direction.n.options = read_cell(cell).options;
-  Workspace workspace(layer.size() * kernels.workspace_bytes(layer.at(0).n, backward));
+  Workspace workspace(layer.size() * kernels.workspace_bytes(layer.at(0).n, backward, true));
   cuda::host::order = order;
   if (const char* wrong = run(kernels, workspace.data())) return wrong;
   if (!workspace.intact()) return "a kernel wrote beyond its workspace";

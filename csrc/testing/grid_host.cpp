@@ -7,6 +7,7 @@
 #include "../cuda/grid_f16.cu"
 #include "../cuda/grid_f32.cu"
 #include "sequence_fields.h"
+#include "workspace.h"
 
 namespace {
 
@@ -26,10 +27,10 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
                     F run) {
   cuda::host::cluster_order = order;
   Answer answer = "no cell named " + cell;
-  const auto on = [&](auto kernels, int gates) {
+  const auto on = [&](auto kernels, GridCell shape) {
     const Choice& c = choices[backward];
     GridWork work;
-    if (!grid_work(work, gates, p.H, c.tiles, c.warps, c.rows, backward,
+    if (!grid_work(work, shape, p.H, c.tiles, c.warps, c.rows, backward,
                    item_size(p.sizes(false).dtype))) {
       answer = "the kernel cannot serve the problem so";
       return;
@@ -40,13 +41,13 @@ Answer with_kernels(const std::string& cell, const Problem& p, bool backward, ui
     answer = wrong == nullptr ? std::nullopt : Answer(wrong);
   };
   const std::string kernel = read_cell(cell).kernel;
-#define X(...)                                                          \
-  if (kernel == __VA_ARGS__::kName && p.dtype == "bfloat16") {          \
-    on(cuda::Gridded<__VA_ARGS__, DType::bf16>(), __VA_ARGS__::kGates); \
-  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float16") {    \
-    on(cuda::Gridded<__VA_ARGS__, DType::f16>(), __VA_ARGS__::kGates);  \
-  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float32") {    \
-    on(cuda::Gridded<__VA_ARGS__, DType::f32>(), __VA_ARGS__::kGates);  \
+#define X(...)                                                             \
+  if (kernel == __VA_ARGS__::kName && p.dtype == "bfloat16") {             \
+    on(cuda::Gridded<__VA_ARGS__, DType::bf16>(), kGridCell<__VA_ARGS__>); \
+  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float16") {       \
+    on(cuda::Gridded<__VA_ARGS__, DType::f16>(), kGridCell<__VA_ARGS__>);  \
+  } else if (kernel == __VA_ARGS__::kName && p.dtype == "float32") {       \
+    on(cuda::Gridded<__VA_ARGS__, DType::f32>(), kGridCell<__VA_ARGS__>);  \
   }
   FRNN_FOR_EACH_CELL(X)
 #undef X
@@ -58,7 +59,12 @@ Answer run_forward(const std::string& cell, const Problem& problem,
   auto layer = forward_layer(problem, directions);
   for (auto& p : layer) p.n.options = read_cell(cell).options, p.n.tf32 = tf32;
   return with_kernels(cell, problem, false, order, [&](auto kernels, auto& work, bool& refused) {
-    return kernels.forward(layer.data(), int(layer.size()), work, nullptr, refused);
+    const size_t bytes = layer[0].saved == nullptr ? kernels.workspace_bytes(layer[0].n) : 0;
+    Workspace workspace(layer.size() * bytes);
+    const char* wrong =
+        kernels.forward(layer.data(), int(layer.size()), work, workspace.data(), nullptr, refused);
+    if (wrong == nullptr && !workspace.intact()) wrong = "a kernel wrote beyond its workspace";
+    return wrong;
   });
 }
 

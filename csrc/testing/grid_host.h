@@ -35,11 +35,12 @@ struct GridExchange {
 
 // Fills what is awaited, then runs one group after the other, in any order: none may need another.
 template <class Problem, class Kernel, class Call, class Awaited>
-const char* launch_grid(Kernel kernel, const Call& call, int directions, const Awaited (&fill)[2],
-                        cudaStream_t stream, bool& refused) {
-  for (int d = 0; d < directions; ++d) {
-    for (size_t row = 0; row < fill[d].height; ++row) {
-      std::memset(static_cast<char*>(fill[d].at) + row * fill[d].pitch, 0xff, fill[d].width);
+const char* launch_grid(Kernel kernel, const Call& call, int directions,
+                        const Awaited (&fill)[2][2], cudaStream_t stream, bool& refused) {
+  for (int i = 0; i < 2 * directions; ++i) {
+    const Awaited& f = fill[i / 2][i % 2];
+    for (size_t row = 0; row < f.height; ++row) {
+      std::memset(static_cast<char*>(f.at) + row * f.pitch, 0xff, f.width);
     }
   }
   return launch_clusters<Problem>(kernel, call, int64_t{call.work.groups} * directions, stream,

@@ -128,9 +128,14 @@ class Cell:
 
     @cached_property
     def resident(self) -> bool:
-        """Whether the CUDA kernels with W_hh on chip have it: one product, two states at most."""
+        """Whether the CUDA kernels with W_hh on chip have it: those of a grid."""
         special = self.random or self.weights or self.independent or self.full or self.norms
-        return self.second == 0 and len(self.states) <= 2 and not special
+        return not special
+
+    @cached_property
+    def clustered(self) -> bool:
+        """Whether the cluster kernels are among them: they have one product, two states at most."""
+        return self.resident and self.second == 0 and len(self.states) <= 2
 
     @cached_property
     def rows_of_units(self) -> int:
