@@ -59,9 +59,11 @@ OUTPUTS = """\
 ## Output layers
 
 Each row stands for a flat, a two-level and a Huffman tree. Shown without a GPU as above
-(`tests/test_softmax_host.py`, `tests/test_triton_softmax.py`). These kernels compute the loss and
-its gradients, dense and row-sparse. There is a CUDA kernel for the log-probabilities of all words
-too, no Triton one; `topk` and `sample` on a GPU are torch's own operators over these.
+(`tests/test_softmax_host.py`, `tests/test_softmax_search_host.py`, `tests/test_triton_softmax.py`).
+These kernels compute the loss and its gradients, dense and row-sparse, and the log-probabilities of
+all words with theirs; the search finds the best words for `topk` and `predict`, a kernel like it
+draws words for `sample`. No Triton kernel searches or samples: there both are torch's own operators
+over all words.
 """
 CHANGES = """\
 ## How a row changes
@@ -144,10 +146,17 @@ def table(found: list[Record], kernels: Iterable[str]) -> str:
         [kernel, dtype, direction, status(found, kernel, dtype, direction), without(kernel, dtype)]
         for kernel in kernels
         for dtype in dtypes(kernel)
-        for direction in DIRECTIONS
+        for direction in directions(kernel)
     ]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *body])
     return f"{rows}\n"
+
+
+def directions(kernel: str) -> tuple[str, ...]:
+    """The directions that a kernel has."""
+    if kernel in gpu_check_softmax.KERNELS:
+        return gpu_check_softmax.directions(kernel)
+    return DIRECTIONS
 
 
 def every(kernel: str) -> tuple[str, ...]:
@@ -164,7 +173,8 @@ def without(kernel: str, dtype: str) -> str:
     """What has been shown of a kernel on machines without a GPU."""
     if "Triton" in kernel:
         return "interpreter, compiled"
-    checked = dtype == "float64" and kernel != gpu_check_softmax.ALL_WORDS
+    without_it = {gpu_check_softmax.SEARCH, *gpu_check_softmax.ALL_WORDS}
+    checked = dtype == "float64" and kernel not in without_it
     return "host, gradcheck, compiled" if checked else "host, compiled"
 
 

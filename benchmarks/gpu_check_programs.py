@@ -173,6 +173,6 @@ def softmax(run: gpu_check.Run) -> None:
     if run.dry:
         suite(run, "--shape", "V=40,H=8,N=9", "--peer", peers)
     else:
-        peers += ",compiled linear+cross_entropy,Cut Cross-Entropy,Liger,quack"
-        small = ("--shape", "V=10000", "--shape", "V=100000,N=1024")
+        peers += ",compiled linear+cross_entropy,Cut Cross-Entropy,Liger,quack,linear+log_softmax"
+        small = ("--shape", "V=10000", "--shape", "V=100000,N=1024", "--shape", "V=100000,N=64")
         suite(run, "--suite", "softmax-gpu", *small, "--peer", peers)

@@ -17,16 +17,22 @@ from .gpu_check_kernels import DTYPES, kernels_of, worst_errors
 from .peers.ours import output_layer
 from .problems import problem
 from .task import Results, results
-from .words import Softmax
+from .words import Scores, Softmax
 
-ALL_WORDS = "softmax CUDA, all words"
-KERNELS = {"softmax CUDA": "cuda", "softmax Triton": "triton", ALL_WORDS: "cuda"}
+ALL_WORDS = {"softmax CUDA, all words": "cuda", "softmax Triton, all words": "triton"}
+SEARCH = "softmax CUDA, search"
+KERNELS = {"softmax CUDA": "cuda", "softmax Triton": "triton"} | ALL_WORDS | {SEARCH: "cuda"}
 """Rows of docs/gpu-status.md, and the backend that runs them."""
 TREES = ("flat", "two-level", "huffman")
 Judged = tuple[Results, Results]
 """Truth, and torch's own operators in the case's dtype."""
 SHAPE = (1500, 129, 700)
 """V, H, N: over more than one tile, and not a multiple of any."""
+
+
+def directions(kernel: str) -> tuple[str, ...]:
+    """The rows of a kernel: a search has no backward."""
+    return ("forward",) if kernel == SEARCH else ("forward", "backward")
 
 
 def of_loss(of: Softmax, tree: str) -> tuple[Callable[[], Results], Judged]:
@@ -58,12 +64,19 @@ def of_all_words(of: Softmax, tree: str) -> tuple[Callable[[], Results], Judged]
     return lambda: run(case.torch_dtype), judged_by
 
 
+def of_search(of: Scores, tree: str) -> tuple[Callable[[], Results], Judged]:
+    """The best words of all: their log-probabilities, and what the words are worth."""
+    task = output_layer(of, tree)
+    return lambda: of.comparable(results(task, of), tree), of.judge(tree)
+
+
 def check(kernel: str, tree: str, case: Case, backend: str) -> list[dict[str, object]]:
-    """One case: two entries, forward and backward."""
+    """One case: an entry for each direction."""
     about = {"kernel": kernel, "cell": tree, "dtype": case.dtype, "case": case.name}
     try:
         of = problem(case)
-        call, judged_by = (of_all_words if kernel == ALL_WORDS else of_loss)(of, tree)
+        how = of_all_words if kernel in ALL_WORDS else of_search if kernel == SEARCH else of_loss
+        call, judged_by = how(of, tree)
 
         def once() -> Results:
             with fusedrnn.backend(backend):
@@ -75,7 +88,7 @@ def check(kernel: str, tree: str, case: Case, backend: str) -> list[dict[str, ob
         found = worst_errors(got, *judged_by, of)
     except Exception as error:
         failed = {"status": "failed", "reason": classify(error).reason}
-        return [about | {"direction": d} | failed for d in ("forward", "backward")]
+        return [about | {"direction": d} | failed for d in directions(kernel)]
     return [
         about
         | {"direction": direction, "status": "ok" if error <= bound and same else "wrong"}
@@ -87,8 +100,9 @@ def check(kernel: str, tree: str, case: Case, backend: str) -> list[dict[str, ob
 def kernels(run: gpu_check.Run) -> None:
     """All trees and dtypes; where it is dry, little of it on the CPU's kernels."""
     todo = [
-        (kernel, tree, Case("softmax", "", "fwdbwd", SHAPE, device=run.device, dtype=dtype))
+        (kernel, tree, Case(*case, SHAPE, device=run.device, dtype=dtype))
         for kernel in KERNELS
+        for case in [("topk", "", "infer") if kernel == SEARCH else ("softmax", "", "fwdbwd")]
         for dtype in (DTYPES[:1] if run.dry else DTYPES)
         for tree in (TREES[1:2] if run.dry else TREES)
     ]

@@ -194,6 +194,12 @@ GPU_OUTPUTS = tuple(
     for dtype in ("bfloat16", "float32")
     for v, n in ((10_000, 4096), (100_000, 1024), (100_000, 4096), (100_000, 16_384))
 )
+GPU_SEARCHES = tuple(
+    Case("topk", "", "infer", (100_000, 512, n), device="cuda", dtype=dtype, inputs=inputs)
+    for dtype in ("bfloat16", "float32")
+    for n in (1, 64, 1024)
+    for inputs in ("random", "peaked")
+)
 LM = (
     *(_layer(cell, MIDDLE) for cell in TORCH_CELLS),
     *(_layer(cell, (35, 20, 650, 650)) for cell in TORCH_CELLS),
@@ -220,7 +226,11 @@ SUITES = {
         GPU_PEERS,
         without=WITHOUT,
     ),
-    "softmax-gpu": Suite("output layers on an NVIDIA GPU", GPU_OUTPUTS, GPU_PEERS),
+    "softmax-gpu": Suite(
+        "output layers on an NVIDIA GPU: training, the best words",
+        (*GPU_OUTPUTS, *GPU_SEARCHES),
+        GPU_PEERS,
+    ),
     "family": Suite(
         "every variant beside its plain cell and a loop of operators; recording",
         FAMILY,

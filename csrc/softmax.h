@@ -130,8 +130,8 @@ struct LogSoftmax {
 struct SoftmaxSearch {
   SoftmaxSizes n;
   SoftmaxTree tree;
-  const int32_t* word;  // [V]     of each leaf
-  int64_t widest;       //         rows of the widest node
+  const int32_t* word;  // [V]     of each leaf; null: on a GPU
+  int64_t widest;       //         rows of the widest node, or more
   const void* input;    // [N, H]  data
   const void* weight;   // [R, H]  data
   const void* bias;     // [R]     data, or null
@@ -143,7 +143,9 @@ struct SoftmaxSearch {
   void* log_prob;         // [N, k]  wide
   int64_t* words;         // [N, k]
   int64_t* rows;          // [N]     logits that were computed, or -1: the budget did not suffice
+  int64_t scored;         // on a GPU: tokens whose words are all scored at a time, see below
 };
+constexpr int64_t kMostBest = 128;  // k of a GPU
 
 // They return null when all is well, else what is wrong.
 const char* cpu_softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);
@@ -161,5 +163,8 @@ const char* cuda_softmax_backward(const SoftmaxBackward&, const SoftmaxTree&, co
                                   const SoftmaxRows&, void* workspace, void* stream);
 size_t cuda_log_softmax_workspace(const LogSoftmax&);  // `word` may be null
 const char* cuda_log_softmax(const LogSoftmax&, void* workspace, void* stream);
+// All words are scored of tokens whose budget does not suffice, some at a time: `rows` is never -1.
+size_t cuda_softmax_search_workspace(const SoftmaxSearch&);
+const char* cuda_softmax_search(const SoftmaxSearch&, void* workspace, void* stream);
 
 }  // namespace fusedrnn

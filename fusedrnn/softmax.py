@@ -263,7 +263,8 @@ class HierarchicalSoftmax(TreeLayer):
         Returns:
             A named tuple: ``log_prob``, in input's dtype, and ``words``, ``[N, k]``, the best first
             and of equals the one of lower id; ``rows`` ``[N]``, how many rows of the weight were
-            evaluated for each token (on a GPU and with the reference backend: all). No gradients.
+            evaluated for each token (with the reference backend, and on a GPU with Triton or for a
+            k above 128: all). No gradients.
 
         Raises:
             ValueError: k is out of range, or as in :meth:`log_prob`.
@@ -273,7 +274,7 @@ class HierarchicalSoftmax(TreeLayer):
         x, weight, bias, dtype = self._operands(input)
         log_p, words, rows = softmax_score.topk(
             x.reshape(-1, self.in_features), weight, bias, self._tree(), self.hierarchy.depth,
-            self.hierarchy.root_rows, k,
+            self.hierarchy.root_rows, self.hierarchy.max_path_rows, k,
         )  # fmt: skip
         shape = input.shape[:-1]
         return TopK(log_p.to(dtype).view(*shape, k), words.view(*shape, k), rows.view(shape))
@@ -316,7 +317,7 @@ class HierarchicalSoftmax(TreeLayer):
             uniform = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
             words, log_p = softmax_score.draw(
                 x, weight, bias, self._tree(), self.hierarchy.depth, self.hierarchy.root_rows,
-                uniform, 1 / temperature,
+                self.hierarchy.max_path_rows, uniform, 1 / temperature,
             )  # fmt: skip
         else:
             with torch.no_grad():

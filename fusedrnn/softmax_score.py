@@ -13,43 +13,57 @@ from ._second_order import differentiable
 from ._trees import Tree
 from .reference import state_dtype
 from .softmax_ops import TREE, softmax_limits
+from .triton import softmax_whole  # noqa: F401  registers its ops
 
-_native.LIBRARY.define(f"hierarchical_log_softmax.native(Tensor logits, {TREE}) -> Tensor")
+# The overload that has its kernels already comes last: torch unregisters in this order, and an
+# overload without a schema among others of its name is an assertion at exit (torch 2.13).
 _native.LIBRARY.define(
     f"hierarchical_log_softmax.native_out(Tensor logits, {TREE}, *, Tensor(a!) out) -> ()"
 )
-_native.LIBRARY.define(
-    f"hierarchical_log_softmax_backward.native(Tensor grad, Tensor logits, {TREE}) -> Tensor"
-)
+for _overload in ("native", "triton"):
+    _native.LIBRARY.define(f"hierarchical_log_softmax.{_overload}(Tensor logits, {TREE}) -> Tensor")
+    _native.LIBRARY.define(
+        f"hierarchical_log_softmax_backward.{_overload}(Tensor grad, Tensor logits, {TREE}) "
+        "-> Tensor"
+    )
 _native.LIBRARY.define(
     "hierarchical_softmax_search.native(Tensor root, Tensor input, Tensor weight, Tensor? bias, "
-    f"Tensor? uniform, {TREE}, int k, int budget, float scale) "
+    f"Tensor? uniform, {TREE}, int path_rows, int k, int budget, float scale) "
     "-> (Tensor log_prob, Tensor words, Tensor rows)"
 )
 _native.LIBRARY.define(
     f"hierarchical_softmax_topk(Tensor input, Tensor weight, Tensor? bias, {TREE}, int root_rows, "
-    "int k) -> (Tensor log_prob, Tensor words, Tensor rows)"
+    "int path_rows, int k) -> (Tensor log_prob, Tensor words, Tensor rows)"
 )
 
 _BLOCK = 64
 """Tokens whose words are all scored at a time: 25 MB of logits at V = 100,000."""
 
 
-def _budget(rows: int, tokens: int) -> int:
+MOST_ON_GPU = 128
+"""The k up to which a GPU searches: ``kMostBest`` in csrc/softmax.h. All words are scored above."""
+
+
+def _budget(rows: int, tokens: int, device: str = "cpu") -> int:
     """Rows below the root that a search may cost before a product scores all words instead.
 
     As many as take as long as the token's share of the product, so that both together take at most
     twice as long as the better one. A product reads the weight once for all tokens, and computes a
-    row in a tenth of what reading it in a search takes (docs/notebook-cpu.md, Search).
+    row in a tenth of what reading it in a search takes (docs/notebook-cpu.md, Search). On a GPU a
+    token has one SM, which reads a 64th of what all of them do; a model, nothing of it is measured.
     """
+    if device != "cpu":
+        return max(1 << 12, rows // 64)
     return max(1 << 12, rows // 10 + rows // max(tokens, 1))
 
 
+@torch.library.register_fake("fusedrnn::hierarchical_log_softmax.triton")
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax.native")
 def _fake_log_softmax(logits: Tensor, leaf_rank: Tensor, *rest: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[0], leaf_rank.shape[0])
 
 
+@torch.library.register_fake("fusedrnn::hierarchical_log_softmax_backward.triton")
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax_backward.native")
 def _fake_log_softmax_backward(grad: Tensor, logits: Tensor, *rest: Tensor) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
@@ -67,6 +81,7 @@ def _fake_search(
     node_branches: Tensor,
     branch_leaf: Tensor,
     branch_node: Tensor,
+    path_rows: int,
     k: int,
     budget: int,
     scale: float,
@@ -89,15 +104,20 @@ def _fake_log_softmax_out(logits: Tensor, *rest: Tensor, out: Tensor) -> None:
     return None
 
 
+def _op(name: str, backend: str) -> torch._ops.OpOverload:
+    packet = getattr(torch.ops.fusedrnn, name)
+    return packet.triton if backend == "triton" else packet.native
+
+
 class LogSoftmax(torch.autograd.Function):
-    """The native op with the gradient of the logits."""
+    """The op of a backend with the gradient of the logits."""
 
     @staticmethod
-    def forward(ctx: object, logits: Tensor, depth: int, *tree: Tensor) -> Tensor:
+    def forward(ctx: object, backend: str, logits: Tensor, depth: int, *tree: Tensor) -> Tensor:
         """Keep the logits for backward."""
-        ctx.depth = depth
+        ctx.backend, ctx.depth = backend, depth
         ctx.save_for_backward(logits, *tree)
-        return torch.ops.fusedrnn.hierarchical_log_softmax.native(logits, *tree)
+        return _op("hierarchical_log_softmax", backend)(logits, *tree)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,13 +125,13 @@ class LogSoftmax(torch.autograd.Function):
         logits, *tree = ctx.saved_tensors
 
         def kernel() -> tuple[Tensor]:
-            op = torch.ops.fusedrnn.hierarchical_log_softmax_backward.native
+            op = _op("hierarchical_log_softmax_backward", ctx.backend)
             return (op(grad, logits, *tree),)
 
         def reference(logits: Tensor) -> Tensor:
             return softmax_reference.log_prob_of_logits(logits, Tree(*tree), ctx.depth)
 
-        return *differentiable(kernel, reference, grad, logits), *[None] * (1 + len(tree))
+        return None, *differentiable(kernel, reference, grad, logits), *[None] * (1 + len(tree))
 
 
 def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
@@ -121,14 +141,13 @@ def score_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
         device: the type of device the tensors are on, as ``torch.device.type``.
         dtype: that of input and weight.
     """
-    triton = "no Triton kernel that scores all words is written yet"
-    return softmax_limits(device, dtype) | {"triton": triton}
+    return softmax_limits(device, dtype)
 
 
 def search_limits(device: str, dtype: torch.dtype) -> dict[str, str | None]:
     """Likewise of ``topk`` and ``sample``. The reference scores all words, by any backend."""
-    gpu = "no GPU kernel that searches or samples is written yet: all words are scored"
-    return softmax_limits(device, dtype) | {"cuda": gpu, "triton": gpu}
+    triton = "no Triton kernel that searches or samples is written: all words are scored"
+    return softmax_limits(device, dtype) | {"triton": triton}
 
 
 def scoring(input: Tensor) -> str:
@@ -144,11 +163,12 @@ def _searching(input: Tensor) -> str:
 
 def log_prob_of_logits(logits: Tensor, tree: Tree, depth: int) -> Tensor:
     """From the logits of all rows ``[N, R]``, float32 or float64, to ``[N, V]``."""
-    if scoring(logits) == "reference":
+    backend = scoring(logits)
+    if backend == "reference":
         return softmax_reference.log_prob_of_logits(logits, tree, depth)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return LogSoftmax.apply(logits, depth, *tree)
-    return torch.ops.fusedrnn.hierarchical_log_softmax.native(logits, *tree)
+        return LogSoftmax.apply(backend, logits, depth, *tree)
+    return _op("hierarchical_log_softmax", backend)(logits, *tree)
 
 
 def log_prob(input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, depth: int) -> Tensor:
@@ -166,6 +186,7 @@ def _search(
     bias: Tensor | None,
     tree: Tree,
     root_rows: int,
+    path_rows: int,
     k: int,
     *,
     budget: int = 0,
@@ -175,7 +196,7 @@ def _search(
     root_bias = None if bias is None else bias[:root_rows]
     root = softmax_reference.logits(input, weight[:root_rows], root_bias)
     return torch.ops.fusedrnn.hierarchical_softmax_search.native(
-        root, input, weight, bias, uniform, *tree, k, budget, scale
+        root, input, weight, bias, uniform, *tree, path_rows, k, budget, scale
     )
 
 
@@ -183,11 +204,16 @@ def _search(
 def _search_or_score(
     input: Tensor, weight: Tensor, bias: Tensor | None, *rest: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op: a search for each token, and all words where that would take longer."""
-    *tree, root_rows, k = rest
-    tree = Tree(*tree)
-    budget = _budget(len(weight), len(input))
-    log_p, words, rows = _search(input, weight, bias, tree, root_rows, k, budget=budget)
+    """The op: a search for each token, and all words where that would take longer.
+
+    On a GPU the search scores them by itself, so that the host need not wait to learn of whom.
+    """
+    *tree, root_rows, path_rows, k = rest
+    tree, device = Tree(*tree), input.device.type
+    budget = _budget(len(weight), len(input), device)
+    log_p, words, rows = _search(input, weight, bias, tree, root_rows, path_rows, k, budget=budget)
+    if device != "cpu":
+        return log_p, words, rows
     wide = None
     for tokens in (rows < 0).nonzero().squeeze(1).split(_BLOCK):
         wide = weight.to(log_p.dtype) if wide is None else wide
@@ -223,6 +249,7 @@ def topk(
     tree: Tree,
     depth: int,
     root_rows: int,
+    path_rows: int,
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k most probable words, of equals the first: their log p and ids ``[N, k]``.
@@ -230,14 +257,15 @@ def topk(
     The third, ``[N]``, is how many rows of the weight were needed: all, where so many nodes are
     likely that a product for all words is faster than a search.
     """
-    if _searching(input) == "reference":
+    backend = _searching(input)
+    if backend == "reference" or (backend == "cuda" and k > MOST_ON_GPU):
         every = log_prob(input, weight, bias, tree, depth)
         rows = tree.leaf_rank.new_full((len(input),), weight.shape[0])
         return *softmax_reference.topk(every, k), rows
     if torch.compiler.is_compiling():
         op = torch.ops.fusedrnn.hierarchical_softmax_topk
-        return op(input, weight, bias, *tree, root_rows, k)
-    return _search_or_score(input, weight, bias, *tree, root_rows, k)
+        return op(input, weight, bias, *tree, root_rows, path_rows, k)
+    return _search_or_score(input, weight, bias, *tree, root_rows, path_rows, k)
 
 
 @torch.no_grad()
@@ -248,6 +276,7 @@ def draw(
     tree: Tree,
     depth: int,
     root_rows: int,
+    path_rows: int,
     uniform: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -260,5 +289,7 @@ def draw(
         every = log_prob_of_logits(z, tree, depth)
         words = softmax_reference.draw(every, tree, uniform)
         return words, every.gather(1, words.unsqueeze(1)).squeeze(1)
-    log_p, words, _ = _search(input, weight, bias, tree, root_rows, 1, uniform=uniform, scale=scale)
+    log_p, words, _ = _search(
+        input, weight, bias, tree, root_rows, path_rows, 1, uniform=uniform, scale=scale
+    )
     return words.squeeze(1), log_p.squeeze(1)

@@ -54,19 +54,20 @@ STATIC_SHARED = 48 << 10
 
 PLAN = ("keys", "sort_count", "scan", "sort_scatter", "walk", "block_rows", "met_rows")
 LOSS = ("logits", "paths", "input_grad", "weight_grad", "bias_grad")
+SEARCH = ("search", "draw", "marked_logits")
 
 
 def expected() -> set[tuple[str, str, str]]:
     """(kernel, cell, dtype) of all that the registry asks for."""
-    keys = {(f"softmax_{name}", "-", "-") for name in (*PLAN, "upward")}
-    wide, whole = ("float64", "float32"), ("whole_forward", "whole_backward")
+    keys = {(f"softmax_{name}", "-", "-") for name in (*PLAN, "upward", "mark")}
+    wide, whole = ("float64", "float32"), ("whole_forward", "whole_backward", "marked_best")
     keys |= {(f"softmax_{name}", "-", dtype) for name in whole for dtype in wide}
     for dtype in kernel_table.DTYPES.values():
         every = ("begin", "end")
         keys |= {(f"{way}_{name}", "-", dtype) for way in ("forward", "backward") for name in every}
         more = ("forward_projection", "forward_product", "backward_arrive", "backward_hidden")
         keys |= {(name, "-", dtype) for name in more}
-        keys |= {(f"softmax_{name}", "-", dtype) for name in LOSS}
+        keys |= {(f"softmax_{name}", "-", dtype) for name in LOSS + SEARCH}
         for cell in CELLS.values():
             names = ["forward_step", "backward_step", "backward_state"]
             if cell.second:

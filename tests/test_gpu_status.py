@@ -46,6 +46,7 @@ def test_every_kernel_dtype_and_direction_has_one_row():
         for row in product(kernels, (*DTYPES, TF32), command.DIRECTIONS)
         if (row[0] not in RESIDENT or row[1] != "float64")
         and (row[0] in ROUNDING or row[1] != TF32)
+        if row[0] != "softmax CUDA, search" or row[2] == "forward"
     ]
     assert list(rows(command.page([]))) == expected
     assert set(rows(command.page([])).values()) == {command.NEVER}

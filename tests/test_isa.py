@@ -62,6 +62,8 @@ def test_errors_of_the_activations_in_ulp(isa, tmp_path):
 def test_the_ops_are_right_with(isa):
     needs(isa)
     assert isa in _native.build_info()["cpu_compiled"].split(", ")
+    if isa == _native.build_info()["cpu_in_use"] and isa != "avx512_bf16":
+        return  # all other tests run on it
     names, dtype = ["test_sequence.py", "test_modules.py", "test_softmax.py"], "float32"
     if isa == "avx512_bf16":
         names, dtype = ["test_bf16_host.py", "test_modules.py"], "bfloat16"

@@ -10,7 +10,8 @@ from exactness import assert_exact
 from test_softmax import gradients, problem
 from trees import by_paths, zipf
 
-from fusedrnn import Hierarchy
+import fusedrnn
+from fusedrnn import Hierarchy, softmax_reference, softmax_score
 
 KINDS = {"two-level": Hierarchy.classes, "huffman": Hierarchy.huffman}
 
@@ -55,6 +56,31 @@ def test_capture_and_replay_with_new_targets(make, device):
             target[turn::7] = -100
         expected = [t.clone() for t in graph.work()]
         torch.testing.assert_close(graph.replay(), expected)
+
+
+class Search(Graph):
+    """The best words, captured likewise."""
+
+    def work(self):
+        return list(self.layer.topk(self.x, 5))
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_searches_are_captured_whoever_needs_all_words(make, device, monkeypatch):
+    """Which tokens have all words scored is not known when the graph is made."""
+    monkeypatch.setattr(softmax_score, "_budget", lambda *_: 40)
+    layer, x, target = problem(make(zipf(300)), 70, 20, dtype=torch.float32, device=device)
+    x = x.detach()
+    graph = Search(layer, x, target, device)
+    for turn in range(3):
+        x.copy_(torch.randn(x.shape))
+        x[turn::3] *= 30
+        expected = [t.clone() for t in graph.work()]
+        torch.testing.assert_close(graph.replay(), expected)
+        scored = expected[2] == layer.hierarchy.rows
+        assert scored.any() and scored.all() == (fusedrnn._backend.current() == "reference")
+        values, words = softmax_reference.topk(layer.log_prob(x), 5)
+        torch.testing.assert_close(expected[:2], [values, words])
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)

@@ -38,7 +38,7 @@ class Host:
         """Launch on ``given``, within guards new tensors of the sizes ``made``."""
         buffers, views = {}, {k: t.contiguous() for k, t in given.items() if t is not None}
         for key, (size, kind) in made.items():
-            if kind == torch.int32:
+            if not kind.is_floating_point:
                 views[key] = torch.full(size, -7, dtype=kind)
             else:
                 views[key], buffers[key] = guarded(size, kind)

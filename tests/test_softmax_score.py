@@ -113,7 +113,7 @@ def test_bad_candidates(place):
 def budget(request, monkeypatch):
     """How soon a search gives up, and all words are scored."""
     if request.param is not None:
-        monkeypatch.setattr(softmax_score, "_budget", lambda rows, tokens: request.param)
+        monkeypatch.setattr(softmax_score, "_budget", lambda *_: request.param)
 
 
 @trees
@@ -206,12 +206,24 @@ def test_bad_k(place):
 # Sampling
 
 
+def assert_distributed(words, log_prob):
+    """Chi-square over all words; a right one is refused once in 10^6 seeds."""
+    expected = len(words) * log_prob.exp()
+    seen = words.bincount(minlength=len(log_prob)).double()
+    rare = expected < 5  # together they are one more kind
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    seen = torch.cat([seen[~rare], seen[rare].sum()[None]])
+    kinds = expected > 0
+    statistic = ((seen - expected).square() / expected)[kinds].sum()
+    freedom = torch.tensor(int(kinds.sum()) - 1, dtype=torch.float64)
+    assert torch.special.gammaincc(freedom / 2, statistic.cpu() / 2) > 1e-6
+
+
 @pytest.mark.parametrize(
     ("temperature", "per_level"), [(1.0, False), (0.5, False), (0.5, True), (3.0, True)]
 )
 @pytest.mark.parametrize("name", ["flat", "sqrt", "huffman", "one-huge", "mixed"])
 def test_samples_have_their_distribution(name, temperature, per_level, place):
-    """Chi-square over all words; a right one is refused once in 10^6 seeds, and this one is set."""
     layer, x, _ = problem(TREES[name](), 1, 8, device=place)
     # The reference scores all words for each of them.
     draws = 5_000 if fusedrnn._backend.current() == "reference" else 20_000
@@ -228,16 +240,7 @@ def test_samples_have_their_distribution(name, temperature, per_level, place):
     if not per_level:
         every = (every / temperature).log_softmax(0)
     assert_close64(log_prob, every[words], "log_prob")
-    expected = draws * every.exp()
-    seen = words.bincount(minlength=len(every)).double()
-    rare = expected < 5  # together they are one more kind
-    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-    seen = torch.cat([seen[~rare], seen[rare].sum()[None]])
-    kinds = expected > 0
-    statistic = ((seen - expected).square() / expected)[kinds].sum()
-    freedom = torch.tensor(int(kinds.sum()) - 1, dtype=torch.float64)
-    chance = torch.special.gammaincc(freedom / 2, statistic.cpu() / 2)
-    assert chance > 1e-6
+    assert_distributed(words, every)
 
 
 def test_samples_are_reproducible(place):
@@ -300,7 +303,7 @@ def test_opcheck(name):
     for uniform, k in [(None, 2), (torch.rand(5, dtype=torch.float64), 1)]:
         opcheck(
             ops.hierarchical_softmax_search.native,
-            (root, x, weight, bias, uniform, *tree, k, 99, 1.0),
+            (root, x, weight, bias, uniform, *tree, layer.hierarchy.max_path_rows, k, 99, 1.0),
         )
 
 

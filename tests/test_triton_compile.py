@@ -48,6 +48,7 @@ if os.environ.get("FUSEDRNN_TEST_ALL") == "1":
     ALL += [f"{cell}/{dtype}/whole" for cell in (DRAWING, FULL, ALONE) for dtype in DTYPES]
     ALL += [f"{NORMED}/{dtype}/projected" for dtype in DTYPES]
     ALL += [f"softmax/{dtype}/{kernel}" for dtype in DTYPES for kernel in ("loss", "smoothed")]
+    ALL += [f"softmax/{dtype}/words" for dtype in ("float64", "float32")]
     PROBLEMS = {arch: ALL for arch in (80, 89, 90, 100, 120)}
 else:
     SOME = ["lstm/float64/step", "lstm/float16/projected", "softmax/bfloat16/smoothed"]
@@ -57,9 +58,12 @@ else:
     pairs = zip(KINDS, itertools.cycle(("whole", "step")), strict=False)
     MORE += [f"{cell}/bfloat16/{kernel}" for cell, kernel in pairs]
     PROBLEMS = {
-        80: [*SOME, f"{NORMED}/float32/step"],
-        90: [*SOME, *MORE, f"{DRAWING}/bfloat16/whole"],
-        100: ["lstm/bfloat16/step", "softmax/float64/loss", f"{FULL}/bfloat16/step"],
+        80: [*SOME, "softmax/float32/words", f"{NORMED}/float32/step"],
+        90: [*SOME, *MORE, "softmax/float64/words", f"{DRAWING}/bfloat16/whole"],
+        100: [
+            *("lstm/bfloat16/step", "softmax/float64/loss", "softmax/float32/words"),
+            f"{FULL}/bfloat16/step",
+        ],
     }
 
 
@@ -88,6 +92,9 @@ def test_compiles(arch):
 def expected(problem):
     """The kernels that a forward and a backward call of a problem launch."""
     cell, _, kernel, *_ = problem.split("/")
+    if kernel == "words":
+        names = ("links", "ends", "whole_forward", "whole_backward")
+        return {f"softmax_{name}" for name in names}
     if cell == "softmax":
         names = ("walk", "logits", "paths", "input_grad", "weight_grad")
         return {f"softmax_{name}" for name in names}

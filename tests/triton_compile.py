@@ -1,7 +1,8 @@
 """Compiles the Triton kernels of given problems for a GPU that need not be there.
 
 Usage: ``python tests/triton_compile.py ARCH CELL/DTYPE/KERNEL[/PRECISION] ...``; an output layer is
-``softmax/DTYPE/loss`` or ``softmax/DTYPE/smoothed``; cells of user_cells.py are there too. Runs the
+``softmax/DTYPE/loss``, ``softmax/DTYPE/smoothed`` or, where all words are scored,
+``softmax/DTYPE/words``; cells of user_cells.py are there too. Runs the
 real host code of fusedrnn.triton over a driver that compiles each launch and does not run it;
 prints what each kernel takes, one JSON line a kernel. A process of its own, since TRITON_INTERPRET
 must be unset and a driver is for a whole process.
@@ -24,7 +25,7 @@ from triton.runtime import JITFunction, driver
 from fusedrnn import Hierarchy, _precision
 from fusedrnn.cells import CELLS
 from fusedrnn.triton import plan as planner
-from fusedrnn.triton import sequence, softmax
+from fusedrnn.triton import sequence, softmax, softmax_whole
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -109,6 +110,15 @@ def call_softmax(dtype, kernel):
     )
 
 
+def call_words(dtype):
+    """All words: of classes; with FUSEDRNN_TEST_ALL=1 also of a binary tree and of one node."""
+    trees = [Hierarchy.classes(range(1, 301)[::-1]), Hierarchy.balanced(9), Hierarchy.flat(9)]
+    for tree in trees if os.environ.get("FUSEDRNN_TEST_ALL") == "1" else trees[:1]:
+        tensors, z = tree.tensors().values(), torch.zeros(3, tree.rows, dtype=dtype)
+        every = softmax_whole.log_softmax(z, *tensors)
+        softmax_whole.log_softmax_backward(every, z, *tensors)
+
+
 def main():
     arch, problems = int(sys.argv[1]), sys.argv[2:]
     # What one block may have: CUDA C++ Programming Guide, technical specifications per capability.
@@ -127,7 +137,9 @@ def main():
         if precision:
             _precision.of_recurrence = lambda dtype, device, asked=precision[0]: asked
         compiled.clear()
-        if cell == "softmax":
+        if kernel == "words":
+            call_words(getattr(torch, dtype))
+        elif cell == "softmax":
             call_softmax(getattr(torch, dtype), kernel)
         else:
             call(cell, getattr(torch, dtype), kernel, shared)

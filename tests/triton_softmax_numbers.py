@@ -10,12 +10,14 @@ import torch
 from exactness import assert_close64
 from test_softmax import check_exact, gradients, problem
 from torch.library import opcheck
-from trees import TREES, by_paths, zipf
+from trees import TREES, by_paths, fibonacci, zipf
 from triton_numbers import DEVICE, one_thread, round_to_nearest  # noqa: F401
 
 import fusedrnn
 from fusedrnn import Hierarchy, softmax_reference
 from fusedrnn.softmax_ops import PLAIN, Training, target_log_prob
+from fusedrnn.softmax_score import log_prob_of_logits
+from fusedrnn.triton import softmax_whole
 
 pytestmark = pytest.mark.usefixtures("one_thread", "round_to_nearest")
 
@@ -126,6 +128,77 @@ def test_sparse_gradients_are_rows_of_the_dense_ones(name, dtype):
     for full, some in zip(dense, ours, strict=True):
         assert some.is_coalesced() and 0 < len(some.values()) < len(full)
         assert torch.equal(some.to_dense(), full)
+
+
+# All words
+
+ONES = {name: TREES[name] for name in ("flat", "sqrt", "chain", "singletons", "one-huge", "mixed")}
+ONES |= {
+    "huffman": lambda: Hierarchy.huffman(zipf(700)),  # more nodes than are summed up together
+    "deep": lambda: Hierarchy.huffman(fibonacci(80)),
+    "7-ary": lambda: Hierarchy.balanced(900, 7),
+}
+
+
+@pytest.fixture
+def two_programs(monkeypatch):
+    """More tokens than programs: scratch memory is used again."""
+    monkeypatch.setattr(softmax_whole, "_programs", lambda N, M: min(N, 2))
+
+
+def of_all_words(layer, logits):
+    every = log_prob_of_logits(logits, layer._tree(), layer.hierarchy.depth)
+    grad = torch.randn(every.shape, generator=torch.Generator().manual_seed(1)).to(every)
+    return every, *torch.autograd.grad(every, logits, grad)
+
+
+IN_FLOAT64 = [(name, torch.float64) for name in ONES]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*IN_FLOAT64, ("sqrt", torch.float32), ("7-ary", torch.float32)]
+)
+def test_all_words(name, dtype, two_programs):
+    layer, _, _ = problem(ONES[name](), 1, 1, device=DEVICE)
+    z = torch.randn(3, layer.hierarchy.rows, dtype=dtype, device=DEVICE, requires_grad=True)
+    with fusedrnn.backend("triton"):
+        ours = of_all_words(layer, z)
+        assert ours[0].grad_fn.name() == "LogSoftmaxBackward"  # the kernels', not the reference's
+    with fusedrnn.backend("reference"):
+        theirs = of_all_words(layer, z)
+        truth = of_all_words(layer, z.detach().double().requires_grad_())
+    check_exact(ours, theirs, truth, dtype, "log-probabilities and gradient")
+
+
+def test_all_words_of_a_layer():
+    """Large logits and masked words too; no tokens."""
+    layer, x, _ = problem(Hierarchy.from_clusters([0] * 6 + [1] * 9 + [2]), 4, 5, device=DEVICE)
+    with torch.no_grad():
+        layer.bias[4:8:2] = -torch.inf
+    for inputs in (x, (1e4 * x).detach().requires_grad_()):
+        results = []
+        for name in ("triton", "reference"):
+            with fusedrnn.backend(name):
+                every = layer.log_prob(inputs)
+                some = every[:, 6:].logsumexp(1)
+                results.append((every, *gradients(some, layer, inputs)))
+        (ours, *_), (theirs, *_) = results
+        assert torch.equal(ours == -torch.inf, theirs == -torch.inf)
+        results = [(r[0].exp(), *r[1:]) for r in results]
+        assert_close64(*results, "probabilities and gradients")
+    with fusedrnn.backend("triton"):
+        assert layer.log_prob(x[:0]).shape == (0, 16)
+
+
+def test_opcheck_of_all_words():
+    layer, _, _ = problem(TREES["mixed"](), 1, 1, device=DEVICE)
+    z, ops = torch.randn(3, 7, device=DEVICE), torch.ops.fusedrnn
+    quick = ("test_schema", "test_faketensor")
+    opcheck(ops.hierarchical_log_softmax.triton, (z, *layer._tree()), test_utils=quick)
+    given = (torch.randn(3, 6, device=DEVICE), z, *layer._tree())
+    opcheck(ops.hierarchical_log_softmax_backward.triton, given, test_utils=quick)
+    with pytest.raises(RuntimeError, match=r"grad has shape \[3, 5\], must be \[3, 6\]"):
+        ops.hierarchical_log_softmax_backward.triton(given[0][:, :5], *given[1:])
 
 
 def test_opcheck():

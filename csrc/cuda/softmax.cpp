@@ -49,4 +49,18 @@ const char* cuda_softmax_backward(const SoftmaxBackward& a, const SoftmaxTree& t
                     [&](auto k) { return k.backward(a, tree, plan, rows, workspace, stream); });
 }
 
+size_t cuda_softmax_search_workspace(const SoftmaxSearch& a) {
+  return cuda::search_softmax_bytes(a);
+}
+
+const char* cuda_softmax_search(const SoftmaxSearch& a, void* workspace, void* stream) {
+  if (a.n.N == 0) return nullptr;
+  if (a.k > kMostBest) return "a search on a GPU finds at most 128 words";
+  if (a.n.N >= INT32_MAX || a.tree.words >= INT32_MAX || a.n.R > INT32_MAX)
+    return "more than 2^31 - 1 tokens, words or weight rows";
+  return with_dtype(a.n.dtype, [&](auto k) {
+    return cuda::search_softmax(a, {k.search, k.marked_logits}, workspace, stream);
+  });
+}
+
 }  // namespace fusedrnn

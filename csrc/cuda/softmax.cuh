@@ -6,6 +6,7 @@
 #include "softmax_backward.cuh"
 #include "softmax_forward.cuh"
 #include "softmax_launchers.h"
+#include "softmax_search.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -41,6 +42,26 @@ const char* SoftmaxLaunch<kType>::backward(const SoftmaxBackward& a, const Softm
   if (wrong == nullptr && a.dbias != nullptr && R > 0)
     wrong = start(softmax_bias_grad<Data>, blocks, kBlock * kBiasShares, stream, a, plan, met, R);
   return wrong;
+}
+
+template <DType kType>
+const char* SoftmaxLaunch<kType>::search(const SoftmaxSearch& a, const int32_t* word, int64_t ctas,
+                                         void* scratch, void* to) {
+  using Data = typename DataOf<kType>::type;
+  const auto kernel = a.uniform == nullptr ? softmax_search<Data> : softmax_draw<Data>;
+  return start(kernel, ctas, kSearchThreads, static_cast<cudaStream_t>(to), a, word, ctas,
+               static_cast<Wide<Data>*>(scratch));
+}
+
+template <DType kType>
+const char* SoftmaxLaunch<kType>::marked_logits(const SoftmaxSearch& a, const SoftmaxMarked& marked,
+                                                void* logits, void* to) {
+  using Data = typename DataOf<kType>::type;
+  constexpr int64_t kMost = 444;  // CTAs: three an SM of the largest GPUs
+  const int64_t tiles = ceil_div(marked.most, kBlock) * ceil_div(a.n.R, kColumns);
+  const int64_t ctas = std::min(tiles, kMost);
+  return start(softmax_marked_logits<Data>, ctas, kThreads, static_cast<cudaStream_t>(to), a,
+               marked, ctas, static_cast<Wide<Data>*>(logits));
 }
 
 }  // namespace cuda

@@ -16,12 +16,32 @@ const char* meet_rows(const SoftmaxRows&, const SoftmaxTree&, const SoftmaxGpuPl
                       void* workspace, void* stream);
 size_t meet_rows_bytes(int64_t rows);
 
+struct SoftmaxMarked;
+
+// The launches of a search that depend on the dtype. word: of each leaf; scratch: `widest` numbers
+// for each CTA.
+struct SoftmaxSearchLaunch {
+  const char* (*search)(const SoftmaxSearch&, const int32_t* word, int64_t ctas, void* scratch,
+                        void* stream);
+  const char* (*marked_logits)(const SoftmaxSearch&, const SoftmaxMarked&, void* logits,
+                               void* stream);
+};
+
+// softmax_whole.cu: all launches of a search.
+const char* search_softmax(const SoftmaxSearch&, const SoftmaxSearchLaunch&, void* workspace,
+                           void* stream);
+size_t search_softmax_bytes(const SoftmaxSearch&);
+
 template <DType kType>
 struct SoftmaxLaunch {
   static const char* forward(const SoftmaxForward&, const SoftmaxTree&, const SoftmaxGpuPlan&,
                              void* stream);
   static const char* backward(const SoftmaxBackward&, const SoftmaxTree&, const SoftmaxGpuPlan&,
                               const SoftmaxRows&, void* workspace, void* stream);
+  static const char* search(const SoftmaxSearch&, const int32_t* word, int64_t ctas, void* scratch,
+                            void* stream);
+  static const char* marked_logits(const SoftmaxSearch&, const SoftmaxMarked&, void* logits,
+                                   void* stream);
 };
 
 }  // namespace cuda

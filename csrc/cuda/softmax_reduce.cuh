@@ -1,4 +1,4 @@
-// The online log-sum-exp over the threads of a CTA.
+// The online log-sum-exp over the threads of a CTA, and log sigmoid.
 #pragma once
 #include <cmath>
 
@@ -25,7 +25,8 @@ struct OnlineSum {
   }
 
   // All threads of the CTA: those of all of them.
-  __device__ void combine(W (&buffer)[kReduceThreads]) {
+  template <int kThreads>
+  __device__ void combine(W (&buffer)[kThreads]) {
     using std::exp;
     const W most = reduced(buffer, top, [](W a, W b) { return a > b ? a : b; });
     const W mine = sum != 0 ? sum * exp(top - most) : W(0);
@@ -33,6 +34,13 @@ struct OnlineSum {
     top = most;
   }
 };
+
+template <class W>
+__device__ inline W log_sigmoid(W v) {
+  using std::exp;
+  using std::log1p;
+  return (v < 0 ? v : W(0)) - log1p(exp(v < 0 ? v : -v));
+}
 
 }  // namespace cuda
 }  // namespace fusedrnn

@@ -1,4 +1,5 @@
-// Which weight rows a block of sorted tokens meets: read from the plan (softmax_plan.cu).
+// Which weight rows a block of sorted tokens meets: read from the plan (softmax_plan.cu). And which
+// tokens a search has left: softmax_marked.cuh.
 #pragma once
 #include "../softmax.h"
 #include "tile.cuh"
@@ -70,6 +71,19 @@ struct BlockRows {
                 static_cast<int32_t>(p.column[node] + r), p.begin[node], p.end[node]};
     }
   }
+};
+
+// Tokens whose words are all scored, of which a launch takes `most` from `first` on. How many there
+// are the host never knows.
+struct SoftmaxMarked {
+  const int32_t* list;  // [1 + N]  how many, then which; or null
+  int64_t first, most;
+
+  __device__ int64_t count() const {
+    const int64_t left = list[0] - first;
+    return left < 0 ? 0 : left < most ? left : most;
+  }
+  __device__ int64_t token(int64_t i) const { return list[1 + first + i]; }
 };
 
 }  // namespace cuda

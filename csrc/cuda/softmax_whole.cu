@@ -1,6 +1,9 @@
-// The kernels that score all words, in float and double, and their launches.
+// The kernels that score all words, in float and double, and their launches; and those of a search,
+// after which all words are scored of the tokens that it has marked.
 #include <algorithm>
 
+#include "softmax_launchers.h"
+#include "softmax_marked.cuh"
 #include "softmax_whole.cuh"
 #include "state.cuh"
 
@@ -47,15 +50,91 @@ struct Whole {
   }
 };
 
+static const char* look_up(const SoftmaxTree& tree, const Upward& up, cudaStream_t stream) {
+  const int64_t branches = tree.words + tree.nodes - 1;
+  return start(softmax_upward, ceil_div(branches, 256), 256, stream, tree, up);
+}
+
 template <class W>
 static const char* log_softmax(const LogSoftmax& a, void* workspace, cudaStream_t stream) {
   Pieces pieces{static_cast<char*>(workspace)};
   const auto whole = Whole<W>::in(pieces, a);
-  const int64_t branches = a.tree.words + a.tree.nodes - 1, ctas = ctas_of(a);
-  const char* wrong = start(softmax_upward, ceil_div(branches, 256), 256, stream, a.tree, whole.up);
-  if (wrong != nullptr) return wrong;
-  const auto kernel = a.grad == nullptr ? softmax_whole_forward<W> : softmax_whole_backward<W>;
-  return start(kernel, ctas, kNodes, stream, a, whole.up, ctas, whole.scratch);
+  const int64_t ctas = ctas_of(a);
+  if (const char* wrong = look_up(a.tree, whole.up, stream)) return wrong;
+  if (a.grad != nullptr)
+    return start(softmax_whole_backward<W>, ctas, kNodes, stream, a, whole.up, ctas, whole.scratch);
+  return start(softmax_whole_forward<W>, ctas, kNodes, stream, a, whole.up, SoftmaxMarked{}, ctas,
+               whole.scratch);
+}
+
+// Scratch memory of a search: the logits of one node for each of its CTAs; and of tokens whose
+// words are all scored, some at a time, what that takes.
+template <class W>
+struct Searching {
+  int64_t ctas, scored;
+  W *scratch, *logits, *log_prob;
+  int32_t* marked;
+  LogSoftmax every;
+  Whole<W> whole;
+
+  static Searching in(Pieces& pieces, const SoftmaxSearch& a) {
+    constexpr int64_t kMost = 592, kLeast = 148;  // CTAs: four an SM of the largest GPUs
+    constexpr int64_t kScratch = int64_t(1) << 26;
+    const int64_t N = a.n.N;
+    Searching s = {};
+    s.ctas = std::min(N, std::max(kLeast, std::min(kMost, kScratch / a.widest)));
+    s.scratch = pieces.take<W>(s.ctas * a.widest);
+    const bool all_found = a.uniform != nullptr || a.tree.nodes == 1;
+    s.scored = all_found ? 0 : std::min(N, a.scored);
+    s.logits = pieces.take<W>(s.scored * a.tree.rows);
+    s.log_prob = pieces.take<W>(s.scored * a.tree.words);
+    s.marked = pieces.take<int32_t>(all_found ? 0 : 1 + N);
+    const DType dtype = a.n.dtype == DType::f64 ? DType::f64 : DType::f32;
+    s.every = {s.scored, dtype, 1, a.tree, nullptr, s.logits, nullptr, s.log_prob};
+    s.whole = Whole<W>::in(pieces, s.every);
+    return s;
+  }
+};
+
+template <class W>
+static const char* search(const SoftmaxSearch& a, const SoftmaxSearchLaunch& launch,
+                          void* workspace, cudaStream_t stream) {
+  Pieces pieces{static_cast<char*>(workspace)};
+  const auto s = Searching<W>::in(pieces, a);
+  const Upward& up = s.whole.up;
+  const char* wrong = look_up(a.tree, up, stream);
+  if (wrong == nullptr) wrong = launch.search(a, up.word, s.ctas, s.scratch, stream);
+  if (wrong != nullptr || s.scored == 0) return wrong;
+  wrong = start(softmax_mark, 1, kMarkThreads, stream, a.n.N, a.rows, s.marked);
+  for (int64_t first = 0; first < a.n.N && wrong == nullptr; first += s.scored) {
+    const SoftmaxMarked marked = {s.marked, first, s.scored};
+    const int64_t ctas = ctas_of(s.every);
+    wrong = launch.marked_logits(a, marked, s.logits, stream);
+    if (wrong == nullptr)
+      wrong = start(softmax_whole_forward<W>, ctas, kNodes, stream, s.every, up, marked, ctas,
+                    s.whole.scratch);
+    if (wrong == nullptr)
+      wrong =
+          start(softmax_marked_best<W>, s.scored, kSearchThreads, stream, a, marked, s.log_prob);
+  }
+  return wrong;
+}
+
+const char* search_softmax(const SoftmaxSearch& a, const SoftmaxSearchLaunch& launch,
+                           void* workspace, void* to) {
+  const auto stream = static_cast<cudaStream_t>(to);
+  if (a.n.dtype == DType::f64) return search<double>(a, launch, workspace, stream);
+  return search<float>(a, launch, workspace, stream);
+}
+
+size_t search_softmax_bytes(const SoftmaxSearch& a) {
+  Pieces pieces{nullptr};
+  if (a.n.dtype == DType::f64) {
+    Searching<double>::in(pieces, a);
+  } else {
+    Searching<float>::in(pieces, a);
+  }
+  return pieces.used;
 }
 
 }  // namespace cuda

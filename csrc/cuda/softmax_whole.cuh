@@ -30,13 +30,6 @@ struct Upward {
 };
 
 template <class W>
-__device__ inline W log_sigmoid(W v) {
-  using std::exp;
-  using std::log1p;
-  return (v < 0 ? v : W(0)) - log1p(exp(v < 0 ? v : -v));
-}
-
-template <class W>
 struct Stretch {
   W reduce[kNodes];
   W top[kNodes], sum[kNodes];  // of each node's logits: the largest, the sum of exp(z - top)
@@ -75,16 +68,18 @@ __device__ inline void node_sums(Stretch<W>& s, const SoftmaxTree& tree, const W
   __syncthreads();
 }
 
-// Scratch of one CTA, for every node: in forward top and log p less log sum; in backward G.
+// Of `marked` tokens, where there are such, else of all. Scratch of one CTA, for every node: in
+// forward top and log p less log sum; in backward G.
 template <class W>
 __global__ void __launch_bounds__(kNodes, 6)
-    softmax_whole_forward(LogSoftmax a, Upward up, int64_t ctas, W* scratch) {
+    softmax_whole_forward(LogSoftmax a, Upward up, SoftmaxMarked marked, int64_t ctas, W* scratch) {
   using std::log;
   auto& s = shared_memory<Stretch<W>>();
   const SoftmaxTree& tree = a.tree;
   W* top = scratch + static_cast<int64_t>(blockIdx.x) * 2 * tree.nodes;
   W* base = top + tree.nodes;
-  for (int64_t token = blockIdx.x; token < a.N; token += ctas) {
+  const int64_t N = marked.list == nullptr ? a.N : marked.count();
+  for (int64_t token = blockIdx.x; token < N; token += ctas) {
     const W* z = static_cast<const W*>(a.logits) + token * tree.rows;
     W* out = static_cast<W*>(a.out) + token * tree.words;
     // log p(branch) but for the sum: z - top, or of a node of one row all of it.

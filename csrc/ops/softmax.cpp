@@ -156,8 +156,9 @@ Tensor log_softmax_backward(Tensor grad, Tensor logits, Tensor leaf_rank, Tensor
 std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Tensor weight,
                                                   Maybe bias, Maybe uniform, Tensor leaf_rank,
                                                   Tensor node_rows, Tensor node_branches,
-                                                  Tensor branch_leaf, Tensor branch_node, int64_t k,
-                                                  int64_t budget, double scale) {
+                                                  Tensor branch_leaf, Tensor branch_node,
+                                                  int64_t path_rows, int64_t k, int64_t budget,
+                                                  double scale) {
   check_matrices(input, weight);
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, weight.size(0));
   const SoftmaxSizes n = sizes(input, weight);
@@ -175,6 +176,8 @@ std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Ten
   int64_t widest = 0;
   for (int64_t m = 0; m < tree.view.nodes; ++m)
     widest = std::max(widest, tree.view.node_rows[m + 1] - tree.view.node_rows[m]);
+  STD_TORCH_CHECK(widest <= path_rows,
+                  "fusedrnn: path_rows is less than the rows on the longest path");
   const std::vector<int32_t> word = tree.word();
   Tensor log_prob = allocate(input, {n.N, k}, wide);
   Tensor words = allocate(leaf_rank, {n.N, k}), rows = allocate(leaf_rank, {n.N});
@@ -182,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_search(Tensor root, Tensor input, Ten
       {n, tree.view, word.data(), widest, input.const_data_ptr(), weight.const_data_ptr(),
        data(bias), root.const_data_ptr(), k, static_cast<const double*>(data(uniform)), budget,
        scale, log_prob.mutable_data_ptr(), static_cast<int64_t*>(words.mutable_data_ptr()),
-       static_cast<int64_t*>(rows.mutable_data_ptr())}));
+       static_cast<int64_t*>(rows.mutable_data_ptr()), 0}));
   return {log_prob, words, rows};
 }
 

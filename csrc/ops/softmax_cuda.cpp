@@ -1,6 +1,7 @@
 // The hierarchical softmax ops on a GPU (schemas: fusedrnn/softmax_ops.py): check what the host can
 // see, allocate, launch. The tree's tensors are on the device; what they hold, Hierarchy has
 // checked, and targets are checked by the kernel.
+#include <algorithm>
 #include <tuple>
 
 #include "../softmax.h"
@@ -186,12 +187,62 @@ Tensor log_softmax_backward(Tensor grad, Tensor logits, Tensor leaf_rank, Tensor
   return log_softmax(grad, logits, leaf_rank, node_rows, node_branches, branch_leaf, branch_node);
 }
 
+// root: the logits of the root. uniform: draw a word by each of these; none: the k best. Of tokens
+// for which these take more than `budget` rows below the root all words are scored.
+std::tuple<Tensor, Tensor, Tensor> softmax_search(
+    Tensor root, Tensor input, Tensor weight, Maybe bias, Maybe uniform, const Tensor& leaf_rank,
+    const Tensor& node_rows, const Tensor& node_branches, const Tensor& branch_leaf,
+    const Tensor& branch_node, int64_t path_rows, int64_t k, int64_t budget, double scale) {
+  check_matrices(input, weight);
+  const Call call(input, weight);
+  const Checked checked(input);
+  const int64_t N = call.n.N, H = call.n.H, R = call.n.R;
+  const ScalarType wide = state_dtype(input);
+  input = checked(input, "input", {N, H});
+  weight = checked(weight, "weight", {R, H});
+  if (bias.has_value()) bias = checked(*bias, "bias", {R});
+  const Tree tree(checked, leaf_rank, node_rows, node_branches, branch_leaf, branch_node, R);
+  STD_TORCH_CHECK(k >= 1 && k <= tree.view.words, "fusedrnn: k is ", k, "; it must be in 1..",
+                  tree.view.words);
+  STD_TORCH_CHECK(root.dim() == 2 && root.size(1) <= path_rows,
+                  "fusedrnn: path_rows is less than the rows on the longest path");
+  root = checked(root, "root", {N, root.size(1)}, wide);
+  if (uniform.has_value()) {
+    STD_TORCH_CHECK(k == 1, "fusedrnn: one word is drawn, not ", k);
+    uniform = checked(*uniform, "uniform", {N}, ScalarType::Double);
+  }
+  Tensor log_prob = allocate(input, {N, k}, wide);
+  Tensor words = allocate(leaf_rank, {N, k}), rows = allocate(leaf_rank, {N});
+  constexpr int64_t kScored = int64_t(1) << 24;  // logits of tokens whose words are all scored
+  const SoftmaxSearch args{call.n,
+                           tree.view,
+                           nullptr,
+                           path_rows,
+                           input.const_data_ptr(),
+                           weight.const_data_ptr(),
+                           data(bias),
+                           root.const_data_ptr(),
+                           k,
+                           static_cast<const double*>(data(uniform)),
+                           budget,
+                           scale,
+                           log_prob.mutable_data_ptr(),
+                           static_cast<int64_t*>(words.mutable_data_ptr()),
+                           static_cast<int64_t*>(rows.mutable_data_ptr()),
+                           std::max<int64_t>(8, kScored / std::max(R, tree.view.words))};
+  Tensor workspace =
+      allocate(input, {int64_t(cuda_softmax_search_workspace(args))}, ScalarType::Byte);
+  succeed(cuda_softmax_search(args, workspace.mutable_data_ptr(), call.stream));
+  return {log_prob, words, rows};
+}
+
 }  // namespace
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
   m.impl("hierarchical_softmax_forward.native", TORCH_BOX(&fusedrnn::softmax_forward));
   m.impl("hierarchical_softmax_backward.native", TORCH_BOX(&fusedrnn::softmax_backward));
+  m.impl("hierarchical_softmax_search.native", TORCH_BOX(&fusedrnn::softmax_search));
   m.impl("hierarchical_log_softmax.native", TORCH_BOX(&fusedrnn::log_softmax_forward));
   m.impl("hierarchical_log_softmax_backward.native", TORCH_BOX(&fusedrnn::log_softmax_backward));
 }

@@ -69,8 +69,9 @@ class Cta {
   const char* run(int threads, const std::function<void()>& body, std::mt19937_64& random) {
     body_ = &body;
     std::memset(shared_, 0xff, kShared);
+    std::memset(votes_, 0, sizeof(votes_));
     fibers_.resize(std::max<size_t>(fibers_.size(), threads));
-    for (int i = 0; i < threads; ++i) fibers_[i].done = false;
+    for (int i = 0; i < threads; ++i) fibers_[i].done = false, fibers_[i].turn = 0;
     for (int done = 0; done < threads;) {
       for (int i : permutation(threads, random)) {
         running_ = &fibers_[i];
@@ -87,6 +88,15 @@ class Cta {
     return nullptr;
   }
   void barrier() { hand_over(running_->at, scheduler_); }
+  // Whether any thread says so. Three places by turns: a thread may be one turn ahead of another,
+  // which has still to clear the place of the turn before.
+  bool any(bool mine) {
+    const int turn = running_->turn++ % 3;
+    votes_[turn] |= mine;
+    barrier();
+    votes_[(turn + 2) % 3] = false;
+    return votes_[turn];
+  }
   void* shared() { return shared_; }
 
   static std::vector<int64_t> permutation(int64_t n, std::mt19937_64& random) {
@@ -104,6 +114,7 @@ class Cta {
     std::unique_ptr<char[]> stack{new char[kStack]};
     Point at;
     bool begun = false, done;  // it has run; this CTA's thread is through
+    unsigned turn;             // of its votes
   };
 
   [[gnu::noinline]] static void jump(Point& to) { __builtin_longjmp(to, 1); }
@@ -129,6 +140,7 @@ class Cta {
 
   const std::function<void()>* body_ = nullptr;
   alignas(16) char shared_[kShared];
+  bool votes_[3];
   std::vector<Fiber> fibers_;
   Fiber* running_ = nullptr;
   Point scheduler_;
@@ -159,3 +171,4 @@ const char* launch(void (*kernel)(P...), int64_t ctas, int directions, int threa
 }  // namespace fusedrnn
 
 inline void __syncthreads() { fusedrnn::cuda::host::Cta::only().barrier(); }
+inline int __syncthreads_or(int mine) { return fusedrnn::cuda::host::Cta::only().any(mine != 0); }

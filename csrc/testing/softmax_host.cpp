@@ -103,6 +103,30 @@ std::optional<std::string> log_softmax(const std::string& dtype, const Sizes& si
                   [&](void* workspace) { return cuda_log_softmax(a, workspace, nullptr); });
 }
 
+std::optional<std::string> search(const std::string& dtype, const Sizes& sizes,
+                                  const Pointers& pointers, double scale, uint64_t order) {
+  const Call c{pointers, sizes};
+  const auto* uniform = static_cast<const double*>(c("uniform"));
+  const SoftmaxSearch a{c.n(dtype),
+                        c.tree(),
+                        nullptr,
+                        c.of("widest"),
+                        c("input"),
+                        c("weight"),
+                        c("bias"),
+                        c("root"),
+                        c.of("k"),
+                        uniform,
+                        c.of("budget"),
+                        scale,
+                        c("log_prob"),
+                        static_cast<int64_t*>(c("words")),
+                        static_cast<int64_t*>(c("rows")),
+                        c.of("scored")};
+  return in_order(order, cuda_softmax_search_workspace(a),
+                  [&](void* workspace) { return cuda_softmax_search(a, workspace, nullptr); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(fusedrnn_softmax_host, m) {
@@ -111,4 +135,5 @@ PYBIND11_MODULE(fusedrnn_softmax_host, m) {
   m.def("forward", forward, "Runs the kernels on pointers named as in csrc/softmax.h.");
   m.def("backward", backward, "Likewise.");
   m.def("log_softmax", log_softmax, "Likewise; with grad it is the gradient of the logits.");
+  m.def("search", search, "Likewise; with uniform it draws words.");
 }

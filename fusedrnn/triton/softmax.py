@@ -71,7 +71,7 @@ def _constants(like: Tensor, **blocks: int) -> dict[str, Any]:
     }
 
 
-def _checked(input: Tensor, name: str, t: Tensor, size: tuple[int, ...], dtype: Any) -> Tensor:
+def checked(input: Tensor, name: str, t: Tensor, size: tuple[int, ...], dtype: Any) -> Tensor:
     """The tensor, contiguous, if its shape, dtype and device fit."""
     if tuple(t.shape) != size:
         raise RuntimeError(f"fusedrnn: {name} has shape {list(t.shape)}, must be {list(size)}")
@@ -82,18 +82,24 @@ def _checked(input: Tensor, name: str, t: Tensor, size: tuple[int, ...], dtype: 
     return t.contiguous()
 
 
+def checked_tree(input: Tensor, tree: Tree) -> Tree:
+    """The tree, contiguous, if its shapes, dtypes and devices fit."""
+    V, M = len(tree.leaf_rank), len(tree.node_rows) - 1
+    sizes = Tree((V,), (M + 1,), (M + 1,), (V + M - 1,), (V + M - 1,))
+    return Tree(
+        *(
+            checked(input, name, tensor, size, torch.int64)
+            for name, tensor, size in zip(Tree._fields, tree, sizes, strict=True)
+        )
+    )
+
+
 def _operands(input: Tensor, weight: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tree]:
     """Input, weight and tree, checked."""
     if input.dim() != 2 or weight.dim() != 2:
         raise RuntimeError("fusedrnn: input must be [N, H] and weight [rows, H]")
-    V, M = len(tree.leaf_rank), len(tree.node_rows) - 1
-    sizes = Tree((V,), (M + 1,), (M + 1,), (V + M - 1,), (V + M - 1,))
-    checked = (
-        _checked(input, name, tensor, size, torch.int64)
-        for name, tensor, size in zip(Tree._fields, tree, sizes, strict=True)
-    )
-    weight = _checked(input, "weight", weight, (len(weight), input.shape[1]), input.dtype)
-    return input.contiguous(), weight, Tree(*checked)
+    weight = checked(input, "weight", weight, (len(weight), input.shape[1]), input.dtype)
+    return input.contiguous(), weight, checked_tree(input, tree)
 
 
 def _make_plan(target: Tensor, ignored: int, tree: Tree, depth: int) -> Tensor:
@@ -151,9 +157,9 @@ def softmax_forward(
     tree = Tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node)
     input, weight, tree = _operands(input, weight, tree)
     N, R, wide = len(input), len(weight), state_dtype(input.dtype)
-    target = _checked(input, "target", target, (N,), torch.int64)
+    target = checked(input, "target", target, (N,), torch.int64)
     if bias is not None:
-        bias = _checked(input, "bias", bias, (R,), input.dtype)
+        bias = checked(input, "bias", bias, (R,), input.dtype)
     plain = label_smoothing == 0 and z_loss == 0
     output = input.new_empty(N, dtype=wide)
     objective = input.new_empty(0 if plain else N, dtype=wide)
@@ -238,10 +244,10 @@ def softmax_backward(
     (N, H), wide = input.shape, state_dtype(input.dtype)
     R = len(weight) if met is None else len(met)
     M = len(node_rows) - 1
-    grad = _checked(input, "grad", grad, (N,), wide)
-    saved = _checked(input, "saved", saved, (N, saved.shape[-1]), wide)
+    grad = checked(input, "grad", grad, (N,), wide)
+    saved = checked(input, "saved", saved, (N, saved.shape[-1]), wide)
     depth = 1 if N == 0 else (len(plan) - 3 * M - 2 * N) // (3 * N)
-    plan = _checked(input, "plan", plan, (plan_size(N, M, depth),), torch.int32)
+    plan = checked(input, "plan", plan, (plan_size(N, M, depth),), torch.int32)
     p = _Plan.of(plan, N, M, depth)
     dinput = input.new_empty(N if need_input else 0, H)
     dweight = weight.new_empty(R if need_weight else 0, H)
