@@ -174,7 +174,7 @@ def run_kernels(run: gpu_check.Run, kernels: tuple[str, ...], workers: int = 0) 
 
     With ``workers`` the cases are spread over as many processes: Triton compiles for seconds.
     """
-    tried = ("float64", "bfloat16", TF32) if run.dry else (*DTYPES, TF32)
+    tried = ("float64", TF32) if run.dry else (*DTYPES, TF32)
     todo = [
         (kernel, case, "auto" if run.dry else KERNELS[kernel], dtype)
         for cell in (("lstm",) if run.dry else CELLS)
