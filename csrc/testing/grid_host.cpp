@@ -1,5 +1,8 @@
 // fusedrnn_grid_host: the grid kernels, compiled for the host, on plain pointers from Python.
 #define FUSEDRNN_CUDA_HOST
+// GCC takes the first turn of grid_product's loop for one that multiplies what nobody asked for.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <cstring>
 #include <optional>
 
 #include "../cell_name.h"
@@ -61,6 +64,7 @@ Answer run_forward(const std::string& cell, const Problem& problem,
   return with_kernels(cell, problem, false, order, [&](auto kernels, auto& work, bool& refused) {
     const size_t bytes = layer[0].saved == nullptr ? kernels.workspace_bytes(layer[0].n) : 0;
     Workspace workspace(layer.size() * bytes);
+    std::memset(workspace.data(), 0, layer.size() * bytes);  // what is awaited must be filled
     const char* wrong =
         kernels.forward(layer.data(), int(layer.size()), work, workspace.data(), nullptr, refused);
     if (wrong == nullptr && !workspace.intact()) wrong = "a kernel wrote beyond its workspace";
