@@ -7,6 +7,7 @@ library is there but does not load. ``python -m fusedrnn plan`` asks the planner
 import argparse
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -256,4 +257,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     sys.exit(main())
