@@ -6,6 +6,9 @@ needs no op. Sizes: N directions, T steps, B batch rows, H units, P the width of
 projection's size), G gates, S states, K saved values, D gradient vectors (fusedrnn/cells).
 """
 
+from collections.abc import Iterable
+from itertools import chain
+
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
@@ -174,10 +177,8 @@ def sequence(
     if backend == "reference":
         return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace, seed)
     mask, *anew = (None, None, None) if reset is None else reset
-    states, leaves = (x, h0, c0, *anew), ()
-    if torch.is_grad_enabled():
-        leaves = (*states, *(t for w in weights for t in w))
-    if any(t is not None and t.requires_grad for t in leaves):
+    states = (x, h0, c0, *anew)
+    if _recorded(leaves := (*states, *chain.from_iterable(weights))):
         outputs = _autograd.Sequence.apply(
             cell.name, backend, trace, recompute, seed, lengths, mask, *leaves
         )
@@ -203,31 +204,32 @@ def _normed_inputs(x: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, tup
     return torch.stack(gx) if len(gx) > 1 else gx[0].unsqueeze(0), rest
 
 
-def step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
-    """One step of a cell of one or two states that has weight_ih, weight_hh and biases alone.
+def step(
+    cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Weights
+) -> tuple[Tensor, ...] | None:
+    """One step without gradients on the CPU; None: elsewhere it is a sequence of length one.
 
     Args:
-        cell: a record of the registry.
+        cell: a record of the registry, of one or two states.
         x: ``[B, I]``.
         states: ``[B, H]`` each.
-        weights: of the layer.
+        weights: weight_ih, weight_hh and the biases; no others.
 
     Returns:
-        The new states.
+        The new states, with the bits that ``sequence`` gives them.
 
     Raises:
         RuntimeError: as ``sequence``.
     """
-    matrices = weights[:4]
-    if not torch.is_grad_enabled() or not any(
-        t is not None and t.requires_grad for t in (x, *states, *matrices)
-    ):
-        backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, False))
-        if backend == "cpu":
-            h, *c = states
-            h, c = torch.ops.fusedrnn.sequence_step(cell.name, x, h, c[0] if c else None, *matrices)
-            return (h,) if len(states) == 1 else (h, c)
-    h0, *c0 = (s.unsqueeze(0) for s in states)
-    c0 = c0[0].unsqueeze(1) if c0 else h0.new_empty(1, 0, *h0.shape[1:])
-    _, hn, cn = sequence(cell, x.unsqueeze(0), (weights,), h0, c0)
-    return (hn.squeeze(0), *cn.squeeze(0).unbind(0))
+    if _recorded((x, *states, *weights)):
+        return None
+    if _backend.choose(x.device.type, limits(cell.name, x.dtype, False))[0] != "cpu":
+        return None
+    h, *c = states
+    h, c = torch.ops.fusedrnn.sequence_step(cell.name, x, h, c[0] if c else None, *weights[:4])
+    return (h,) if len(states) == 1 else (h, c)
+
+
+def _recorded(leaves: Iterable[Tensor | None]) -> bool:
+    """Whether autograd wants gradients of any of them."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)

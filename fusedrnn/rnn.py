@@ -113,7 +113,11 @@ def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:
         The new states, shaped as ``states``.
     """
     x, states, _, ((weights,),) = _as_autocast_says(x, states, None, [(weights,)])
-    return ops.step(cell, x, states, weights)
+    if (new := ops.step(cell, x, states, weights)) is not None:
+        return new
+    h0, c0 = _of_layer(tuple(s.unsqueeze(0) for s in states), 0, 1)
+    _, hn, cn = ops.sequence(cell, x.unsqueeze(0), (weights,), h0, c0)
+    return (hn.squeeze(0), *cn.squeeze(0).unbind(0))
 
 
 def _of_layer(states: States, number: int, directions: int) -> tuple[Tensor, Tensor]:

@@ -1,60 +1,20 @@
 // Gradients that are sums over all steps, on the CPU: products of what backward's loop left with
-// what entered. In one op, for as torch operators from Python they are twenty-five, which took a
-// third of a small call (docs/notebook-cpu.md).
+// what entered. In one op: as torch operators from Python they are twenty-five, and were a third of
+// a small call instead of a fifth (docs/notebook-cpu.md).
 //   dx = dgx W_ih    dW_ih = dgx^T x    dW_hh = du^T met    db_ih, db_hh = sums of dgx, du
 // dgx and du are vectors of grads (csrc/cell.h); met is what met W_hh: h before each step.
-#include <array>
 #include <cstring>
 #include <tuple>
 
-#include "../cell_name.h"
-#include "../cells.h"
-#include "common.h"
 #include "product.h"
+#include "sequence_call.h"
 
 namespace fusedrnn {
 namespace {
 
-using Maybe = std::optional<Tensor>;
-using List = std::vector<Tensor>;
-
-// Which vectors of grads belong to a cell's gates.
-struct GradVectors {
-  static constexpr int kMost = 4;
-  int gates, second, operand;
-  std::array<int, kMost> bias, product;  // of each gate's u, and of its W_hh h
-};
-
-template <class Cell>
-constexpr int operand_of() {
-  if constexpr (Cell::kSecond > 0) return Cell::kOperand;
-  return 0;
-}
-
-GradVectors vectors_of(const CellName& name) {
-#define X(...)                                                                 \
-  if (name.kernel == __VA_ARGS__::kName) {                                     \
-    using Cell = __VA_ARGS__;                                                  \
-    static_assert(Cell::kGates <= GradVectors::kMost, "");                     \
-    const bool normed = name.options.layer_norm && Cell::kNorms > 0;           \
-    GradVectors v = {Cell::kGates, Cell::kSecond, operand_of<Cell>(), {}, {}}; \
-    for (int g = 0; g < Cell::kGates; ++g) {                                   \
-      v.bias[g] = Cell::h_grad(g);                                             \
-      v.product[g] = normed ? Cell::kGrads + g : v.bias[g];                    \
-    }                                                                          \
-    return v;                                                                  \
-  }
-  FRNN_FOR_EACH_CELL(X)
-#undef X
-  STD_TORCH_CHECK(false, "fusedrnn: no cell named '", name.kernel, "'");
-  return {};
-}
-
-Tensor packed(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 // One direction's.
 struct Products {
-  GradVectors v;
+  CellSizes c;
   int64_t T, B, D, H, P;
   Tensor grads;  // [N, T, B, D, H], contiguous
   int64_t from;  // where the direction begins in it
@@ -63,14 +23,14 @@ struct Products {
   Tensor vectors(int64_t a, int64_t n, int64_t step, int64_t steps, bool transposed) const {
     return matrix(grads, from + step * B * D * H + a * H, steps * B, n * H, D * H, transposed);
   }
-  Tensor of_x(bool transposed) const { return vectors(0, v.gates, 0, T, transposed); }
+  Tensor of_x(bool transposed) const { return vectors(0, c.gates, 0, T, transposed); }
 
   // Gates in a row whose vectors are in a row are one run: use(gate, vector, how many).
   template <class Use>
-  void runs(const std::array<int, GradVectors::kMost>& of, Use use) const {
-    for (int gate = 0, n; gate < v.gates; gate += n) {
-      for (n = 1; gate + n < v.gates && of[gate + n] == of[gate] + n; ++n) {
-        if (gate + n == v.gates - v.second) break;
+  void runs(const std::array<int, CellSizes::kMostGates>& of, Use use) const {
+    for (int gate = 0, n; gate < c.gates; gate += n) {
+      for (n = 1; gate + n < c.gates && of[gate + n] == of[gate] + n; ++n) {
+        if (gate + n == c.gates - c.second) break;
       }
       use(gate, of[gate], n);
     }
@@ -80,14 +40,14 @@ struct Products {
   Tensor weight_hh(const Maybe& met, const Tensor& y, const Tensor& h0, int64_t direction,
                    const Tensor& saved) const {
     const int64_t N = h0.size(0), K = saved.size(3);
-    const Tensor out = allocate(grads, {v.gates * H, P});
-    runs(v.product, [&](int gate, int vector, int n) {
+    const Tensor out = allocate(grads, {c.gates * H, P});
+    runs(c.of_product, [&](int gate, int vector, int n) {
       const Tensor rows = matrix(out, gate * H * P, n * H, P, P);
       const auto du = [&](int64_t step, int64_t steps) {
         return vectors(vector, n, step, steps, true);
       };
-      if (gate >= v.gates - v.second) {  // those met the cell's own operand
-        const int64_t at = (direction * T * B * K + v.operand) * H;
+      if (gate >= c.gates - c.second) {  // those met the cell's own operand
+        const int64_t at = (direction * T * B * K + c.operand) * H;
         multiply(rows, du(0, T), matrix(saved, at, T * B, H, K * H));
       } else if (met) {
         multiply(rows, du(0, T), matrix(*met, 0, T * B, P, P));
@@ -108,10 +68,10 @@ struct Products {
     const Tensor total = torch::stable::sum(vectors(0, D, 0, T, false), {{rows_only, 1}});
     const int64_t unit = H * int64_t(grads.element_size());
     const char* sums = static_cast<const char*>(total.const_data_ptr());
-    const Tensor of_x = allocate(grads, {v.gates * H}), of_h = allocate(grads, {v.gates * H});
-    std::memcpy(of_x.mutable_data_ptr(), sums, v.gates * unit);
+    const Tensor of_x = allocate(grads, {c.gates * H}), of_h = allocate(grads, {c.gates * H});
+    std::memcpy(of_x.mutable_data_ptr(), sums, c.gates * unit);
     char* to = static_cast<char*>(of_h.mutable_data_ptr());
-    for (int g = 0; g < v.gates; ++g) std::memcpy(to + g * unit, sums + v.bias[g] * unit, unit);
+    for (int g = 0; g < c.gates; ++g) std::memcpy(to + g * unit, sums + c.of_u[g] * unit, unit);
     return {of_x, of_h};
   }
 };
@@ -119,45 +79,34 @@ struct Products {
 std::tuple<Tensor, List, List, List, List> sequence_products(
     std::string cell, Tensor grads, Maybe x, List weight_ih, Tensor y, Tensor h0, Tensor saved,
     List met, bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_biases) {
-  const GradVectors v = vectors_of(read_cell(cell));
-  STD_TORCH_CHECK(grads.dim() == 5 && h0.dim() == 3 && saved.dim() == 5 && y.dim() == 3,
-                  "fusedrnn: grads and saved must have 5 dimensions, y and h0 3");
-  const int64_t N = grads.size(0), T = grads.size(1), B = grads.size(2), D = grads.size(3);
-  const int64_t H = grads.size(4), P = h0.size(2), width = v.gates * H;
-  STD_TORCH_CHECK(
-      h0.size(0) == N && h0.size(1) == B && y.size(0) == T && y.size(1) == B &&
-          y.size(2) == N * P && saved.size(0) == N && saved.size(1) == T && saved.size(2) == B &&
-          saved.size(4) == H && D > v.product[v.gates - 1] && saved.size(3) > v.operand,
-      "fusedrnn: grads, y, h0 and saved are not those of one call of cell '", cell, "'");
+  const CellSizes c = sizes_of(read_cell(cell));
+  STD_TORCH_CHECK(grads.dim() == 5 && h0.dim() == 3, "fusedrnn: grads must be [N, T, B, D, H] and ",
+                  "h0 [N, B, P], got ", show(grads), " and ", show(h0));
+  const int64_t N = grads.size(0), T = grads.size(1), B = grads.size(2), H = grads.size(4);
+  const int64_t P = h0.size(2), I = x ? x->size(x->dim() - 1) : 0, width = c.gates * H;
   STD_TORCH_CHECK(met.empty() || int64_t(met.size()) == N,
                   "fusedrnn: met must hold a tensor for each direction or none, got ", met.size());
   STD_TORCH_CHECK(!x || int64_t(weight_ih.size()) == N,
                   "fusedrnn: weight_ih must hold a tensor for each direction, got ",
                   weight_ih.size());
-  for (Tensor& m : met) {
-    STD_TORCH_CHECK(m.dim() == 3 && m.size(0) == T && m.size(1) == B && m.size(2) == P,
-                    "fusedrnn: met must hold tensors of [T, B, P]");
-    m = packed(m);
-  }
-  const int64_t I = x ? x->size(2) : 0;
-  if (x) {
-    STD_TORCH_CHECK(x->dim() == 3 && x->size(0) == T && x->size(1) == B,
-                    "fusedrnn: x must be [T, B, I] of the same call");
-    x = packed(*x);
-  }
-  grads = packed(grads), y = packed(y), h0 = packed(h0), saved = packed(saved);
+  const Tensor like = grads;
+  const Checked checked(like, "grads");
+  grads = checked(grads, "grads", {N, T, B, c.grads, H});
+  x = checked(x, "x", {T, B, I});
+  weight_ih = checked(weight_ih, "weight_ih", {width, I});
+  y = checked(y, "y", {T, B, N * P});
+  h0 = checked(h0, "h0", {N, B, P});
+  saved = checked(saved, "saved", {N, T, B, c.saved, H});
+  met = checked(met, "met", {T, B, P});
 
   need_x = need_x && x.has_value();
-  const Tensor dx =
-      allocate(grads, need_x ? std::vector<int64_t>{T, B, I} : std::vector<int64_t>{0});
+  const Tensor dx = allocate(grads, need_x ? Size{T, B, I} : Size{0});
   const Tensor all_dx = need_x ? matrix(dx, 0, T * B, I, I) : dx;
   List dweight_ih, dweight_hh, dbias_ih, dbias_hh;
   for (int64_t d = 0; d < N; ++d) {
-    const Products p = {v, T, B, D, H, P, grads, d * T * B * D * H};
+    const Products p = {c, T, B, c.grads, H, P, grads, d * T * B * c.grads * H};
     if (x) {
       const Tensor& w = weight_ih[d];
-      STD_TORCH_CHECK(w.dim() == 2 && w.size(0) == width && w.size(1) == I,
-                      "fusedrnn: weight_ih must hold tensors of [G*H, I]");
       if (need_x) multiply(all_dx, p.of_x(false), w, d > 0 ? Maybe(all_dx) : Maybe());
       if (need_weight_ih) {
         dweight_ih.push_back(allocate(grads, {width, I}));

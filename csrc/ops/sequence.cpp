@@ -1,115 +1,10 @@
 // The sequence ops (schemas: fusedrnn/ops.py): check what must hold, allocate, call the kernel.
-#include <sstream>
 #include <tuple>
 
-#include "../cell_name.h"
-#include "../cells.h"
-#include "../cpu/factors.h"
-#include "common.h"
-#include "product.h"
+#include "sequence_call.h"
 
 namespace fusedrnn {
 namespace {
-
-using Maybe = std::optional<Tensor>;
-using List = std::vector<Tensor>;
-using Size = std::vector<int64_t>;
-
-struct CellSizes {
-  int gates, states, saved, grads, weights;
-};
-
-CellSizes sizes_of(const CellName& cell) {
-#define X(...)                                                                                   \
-  if (cell.kernel == __VA_ARGS__::kName) {                                                       \
-    const CallSizes<__VA_ARGS__> sizes(cell.options);                                            \
-    return {__VA_ARGS__::kGates, __VA_ARGS__::kStates, sizes.saved, sizes.grads, sizes.weights}; \
-  }
-  FRNN_FOR_EACH_CELL(X)
-#undef X
-  STD_TORCH_CHECK(false, "fusedrnn: no cell named '", cell.kernel, "'");
-  return {};
-}
-
-std::string show(const Tensor& t) {
-  std::ostringstream out;
-  out << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
-  out << ']';
-  return out.str();
-}
-
-bool has_size(const Tensor& t, const Size& size) {
-  if (t.dim() != int64_t(size.size())) return false;
-  for (size_t i = 0; i < size.size(); ++i)
-    if (t.size(i) != size[i]) return false;
-  return true;
-}
-
-// Checks one tensor of a call against the first and returns it contiguous.
-class Checked {
- public:
-  Checked(const Tensor& first, const char* name) : like_(first), first_(name) {}
-
-  Tensor operator()(const Tensor& t, const char* name, const Size& size) const {
-    return check(t, name, size, like_.scalar_type());
-  }
-  Maybe operator()(const Maybe& t, const char* name, const Size& size) const {
-    if (!t.has_value()) return std::nullopt;
-    return check(*t, name, size, like_.scalar_type());
-  }
-  Tensor check(const Tensor& t, const char* name, const Size& size, ScalarType dtype) const {
-    if (!has_size(t, size)) {
-      std::ostringstream need;
-      for (size_t i = 0; i < size.size(); ++i) need << (i ? ", " : "") << size[i];
-      STD_TORCH_CHECK(false, "fusedrnn: ", name, " has shape ", show(t), ", must be [", need.str(),
-                      "]");
-    }
-    STD_TORCH_CHECK(t.scalar_type() == dtype, "fusedrnn: ", name, " and ", first_,
-                    " do not have matching dtypes");
-    STD_TORCH_CHECK(t.is_cuda() == like_.is_cuda() && t.get_device() == like_.get_device(),
-                    "fusedrnn: ", name, " and ", first_, " are on different devices");
-    return t.is_contiguous() ? t : torch::stable::contiguous(t);
-  }
-  // One for each direction.
-  List operator()(const List& list, const char* name, const Size& size) const {
-    List checked;
-    for (const Tensor& t : list) checked.push_back((*this)(t, name, size));
-    return checked;
-  }
-  Maybe check(const Maybe& t, const char* name, const Size& size, ScalarType dtype) const {
-    if (!t.has_value()) return std::nullopt;
-    return check(*t, name, size, dtype);
-  }
-
- private:
-  const Tensor& like_;
-  const char* first_;
-};
-
-// Finds the kernel, gives it workspace and stream, and turns its complaint into an exception.
-template <class Args, class Pick>
-void launch(const std::string& kernel, const Tensor& like, const Args (&args)[2],
-            int64_t directions, bool backward, Pick pick) {
-  const SequenceKernels* kernels = nullptr;
-  void* stream = nullptr;
-#ifdef FUSEDRNN_CUDA
-  std::optional<torch::stable::accelerator::DeviceGuard> guard;
-  if (like.is_cuda()) {
-    guard.emplace(like.get_device_index());
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
-    kernels = find_cuda_sequence(kernel.c_str());
-  }
-#endif
-  if (like.is_cpu()) kernels = find_cpu_sequence(kernel.c_str(), args[0].n.dtype);
-  STD_TORCH_CHECK(kernels, "fusedrnn: no native kernel of cell '", kernel, "' for this device");
-  const int64_t bytes =
-      int64_t(kernels->workspace_bytes(args[0].n, backward, args[0].saved != nullptr));
-  Tensor workspace = allocate(like, {directions * bytes}, ScalarType::Byte);
-  void* place = workspace.mutable_data_ptr();
-  const char* wrong = pick(*kernels)(args, int(directions), place, stream);
-  STD_TORCH_CHECK(wrong == nullptr, "fusedrnn: ", wrong ? wrong : "");
-}
 
 // What both ops need to know of a call.
 struct Problem {
@@ -316,90 +211,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
   return {grads, dh0, dc0, dh, dreset_h, dreset_c};
 }
 
-// One step of one direction, without gradients, on the CPU: the input product too. The sequence op
-// with its lists, views and what it saves costs three times as much as the step of a small layer.
-std::tuple<Tensor, Tensor> sequence_step(std::string cell, Tensor x, Tensor h, Maybe c,
-                                         Tensor weight_ih, Tensor weight_hh, Maybe bias_ih,
-                                         Maybe bias_hh) {
-  const CellName name = read_cell(cell);
-  const CellSizes sizes = sizes_of(name);
-  STD_TORCH_CHECK(sizes.states == (c ? 2 : 1) && sizes.weights == 0, "fusedrnn: cell '", cell,
-                  "' has ", sizes.states, " states and ", sizes.weights,
-                  " weights of a unit's own; a step takes h, and one more state as c");
-  STD_TORCH_CHECK(x.dim() == 2 && h.dim() == 2, "fusedrnn: x and h must be [B, I] and [B, H], got ",
-                  show(x), " and ", show(h));
-  const int64_t B = x.size(0), I = x.size(1), H = h.size(1), GH = sizes.gates * H;
-  const Checked checked(x, "x");
-  x = checked(x, "x", {B, I});
-  h = checked(h, "h", {B, H});
-  c = checked(c, "c", {B, H});
-  weight_ih = checked(weight_ih, "weight_ih", {GH, I});
-  weight_hh = checked(weight_hh, "weight_hh", {GH, H});
-  bias_ih = checked(bias_ih, "bias_ih", {GH});
-  bias_hh = checked(bias_hh, "bias_hh", {GH});
-
-  const Tensor gx = allocate(x, {B, GH}), y = allocate(x, {B, H});
-  const Tensor hn = allocate(x, {B, H}), cn = allocate(x, c ? Size{B, H} : Size{0});
-  const Tensor w = matrix(weight_ih, 0, GH, I, I, true);
-  multiply(gx, x, w, bias_ih);
-  SequenceForward args[2] = {};
-  SequenceForward& a = args[0];
-  a.n = {.T = 1,
-         .B = B,
-         .H = H,
-         .P = H,
-         .dtype = dtype_of(x),
-         .reverse = false,
-         .y_row = H,
-         .threads = int(torch::stable::get_num_threads()),
-         .options = name.options};
-  a.gx = gx.const_data_ptr();
-  a.weight_hh = weight_hh.const_data_ptr();
-  a.bias_hh = data(bias_hh);
-  a.h0 = h.const_data_ptr();
-  a.c0 = data(c);
-  a.y = y.mutable_data_ptr();
-  a.hn = hn.mutable_data_ptr();
-  a.cn = cn.mutable_data_ptr();
-  const auto pick = [](const SequenceKernels& k) { return k.forward; };
-  if (B > 0) launch(name.kernel, x, args, 1, false, pick);
-  return {hn, cn};
-}
-
-Tensor sequence_factors_like(Tensor seed, Tensor like, double p) {
-  STD_TORCH_CHECK(like.dim() == 2, "fusedrnn: like must be [B, P], got ", show(like));
-  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
-                  "fusedrnn: seed must be one int64, got ", show(seed));
-  const int64_t B = like.size(0), P = like.size(1);
-  const int64_t number = *static_cast<const int64_t*>(seed.const_data_ptr());
-  const Tensor factors = allocate(like, {B, P});
-  const auto draw = [&](auto* to) { sequence_factors(number, B, P, p, to); };
-  void* to = factors.mutable_data_ptr();
-  switch (dtype_of(like)) {
-    case DType::f64:
-      draw(static_cast<double*>(to));
-      break;
-    case DType::f32:
-      draw(static_cast<float*>(to));
-      break;
-    case DType::bf16:
-      draw(static_cast<bf16*>(to));
-      break;
-    case DType::f16:
-      draw(static_cast<f16*>(to));
-      break;
-  }
-  return factors;
-}
-
 }  // namespace
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("sequence_forward.native", TORCH_BOX(&fusedrnn::sequence_forward));
   m.impl("sequence_backward.native", TORCH_BOX(&fusedrnn::sequence_backward));
-  m.impl("sequence_step", TORCH_BOX(&fusedrnn::sequence_step));
-  m.impl("sequence_factors", TORCH_BOX(&fusedrnn::sequence_factors_like));
 }
 
 #ifdef FUSEDRNN_CUDA
