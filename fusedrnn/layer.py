@@ -76,8 +76,6 @@ class RecurrentLayer(nn.Module):
                 for name, shape in self._shapes(layer).items():
                     data = torch.empty(shape, device=device, dtype=dtype)
                     self.register_parameter(name + suffix, nn.Parameter(data))
-        self._units = tuple(self._shapes_of_units())
-        self._matrices = tuple(n for n in self._shapes(0) if n not in self._units)
         self.reset_parameters()
 
     def _suffixes(self, layer: int) -> tuple[str, ...]:
@@ -164,14 +162,13 @@ class RecurrentLayer(nn.Module):
 
     def _weights(self) -> list[tuple[Weights, ...]]:
         return [
-            tuple(self._weights_of(suffix) for suffix in self._suffixes(layer))
+            tuple(self._weights_of(layer, suffix) for suffix in self._suffixes(layer))
             for layer in range(self.num_layers)
         ]
 
-    def _weights_of(self, suffix: str) -> Weights:
-        given = {name: getattr(self, name + suffix) for name in self._matrices}
-        if self._units:
-            own = [getattr(self, name + suffix) for name in self._units]
+    def _weights_of(self, layer: int, suffix: str) -> Weights:
+        given = {name: getattr(self, name + suffix) for name in self._shapes(layer)}
+        if own := [given.pop(name) for name in self._shapes_of_units()]:
             rows = [t.view(-1, self.hidden_size) for t in own]
             given["weight_unit"] = torch.cat(rows) if len(rows) > 1 else rows[0]
             given.setdefault("weight_hh", own[0].new_empty(self.hidden_size, 0))
