@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from . import random, reference
 from ._call import Reset, Weights
@@ -16,6 +15,7 @@ from ._products import (
     Needs,
     before,
     before_of,
+    inputs,
     norm_grads,
     products,
     unit_weight_grads,
@@ -255,7 +255,7 @@ def forward(
     if weights[0].weight_ih is None:
         gx = list(x.unbind(0))
     else:
-        gx = [linear(x, w.weight_ih, w.bias_ih) for w in weights]
+        gx = inputs(backend, x, _each(weights, "weight_ih"), _each(weights, "bias_ih"))
     return op("forward", backend)(
         cell, gx, _recurrent(weights), _each(weights, "bias_hh"), _each(weights, "weight_hr"),
         _each(weights, "weight_unit"), seed, h0, c0, lengths, mask, *anew, save,

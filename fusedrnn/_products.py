@@ -1,7 +1,7 @@
-"""The gradients that are sums over all steps: products of what backward's loop left for each step.
+"""Products over all steps: the x-preactivations, and the gradients of what backward's loop left.
 
-On the CPU those of the matrices and biases are one native op (csrc/ops/products.cpp): as torch
-operators they are twenty-five, and were a third of a small call instead of a fifth.
+On the CPU those of the matrices and biases are native ops (csrc/ops/products.cpp): as torch
+operators backward's are twenty-five, and were a third of a small call instead of a fifth.
 """
 
 from itertools import groupby
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, linear
 
 from . import _native, reference
 from ._call import Reset
@@ -21,6 +21,16 @@ _native.LIBRARY.define(
     " bool need_biases) -> (Tensor dx, Tensor[] dweight_ih, Tensor[] dweight_hh,"
     " Tensor[] dbias_ih, Tensor[] dbias_hh)"
 )
+
+
+_native.LIBRARY.define(
+    "sequence_inputs(Tensor x, Tensor[] weight_ih, Tensor[] bias_ih) -> Tensor[]"
+)
+
+
+@torch.library.register_fake("fusedrnn::sequence_inputs")
+def _fake_inputs(x: Tensor, weight_ih: list[Tensor], bias_ih: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(*x.shape[:2], len(w)) for w in weight_ih]
 
 
 @torch.library.register_fake("fusedrnn::sequence_products")
@@ -47,6 +57,24 @@ def _fake_products(
         [new(rows) for _ in range(N if need_biases else 0)],
         [new(rows) for _ in range(N if need_biases else 0)],
     )
+
+
+def inputs(
+    backend: str, x: Tensor, weight_ih: list[Tensor], bias_ih: list[Tensor]
+) -> list[Tensor]:
+    """The x-preactivations ``W_ih x + b_ih`` of each direction, ``[T, B, G*H]``.
+
+    Args:
+        backend: whose products.
+        x: ``[T, B, I]``.
+        weight_ih: ``[G*H, I]`` of each direction.
+        bias_ih: ``[G*H]`` of each direction, or none.
+    """
+    if backend == "cpu":
+        return torch.ops.fusedrnn.sequence_inputs(x, weight_ih, bias_ih)
+    return [
+        linear(x, w, b) for w, b in zip(weight_ih, bias_ih or [None] * len(weight_ih), strict=True)
+    ]
 
 
 class Needs(NamedTuple):

@@ -4,6 +4,7 @@
 
 #include "../sequence.h"
 #include "isa.h"
+#include "matrix.h"
 
 namespace fusedrnn {
 
@@ -18,6 +19,11 @@ FRNN_DECLARE(avx512)
 FRNN_DECLARE(avx512_bf16)
 #endif
 #undef FRNN_DECLARE
+#ifdef FUSEDRNN_HAS_avx2
+namespace avx512 {
+const char* run_matrix_product(const MatrixProduct&);
+}
+#endif
 
 namespace {
 
@@ -78,6 +84,22 @@ const SequenceKernels* find_cpu_sequence(const char* cell, [[maybe_unused]] DTyp
   if (isa() == Isa::avx2) return avx2::sequence_kernels(cell);
 #endif
   return portable::sequence_kernels(cell);
+}
+
+bool has_matrix_product([[maybe_unused]] DType dtype) {
+#ifdef FUSEDRNN_HAS_avx2
+  return isa() >= Isa::avx512 && (dtype == DType::f32 || dtype == DType::f64);
+#else
+  return false;
+#endif
+}
+
+const char* matrix_product([[maybe_unused]] const MatrixProduct& product) {
+#ifdef FUSEDRNN_HAS_avx2
+  return avx512::run_matrix_product(product);
+#else
+  return "this build has no product of matrices";
+#endif
 }
 
 }  // namespace fusedrnn

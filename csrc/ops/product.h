@@ -1,9 +1,10 @@
-// Products of CPU matrices by torch's BLAS.
+// Products of CPU matrices.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <utility>
 
+#include "../cpu/matrix.h"
 #include "common.h"
 
 namespace fusedrnn {
@@ -19,9 +20,42 @@ inline Tensor matrix(const Tensor& t, int64_t from, int64_t rows, int64_t column
   return Tensor(view);
 }
 
-// out = a b, or out = a b + added, which may be a row that is added to all, or out itself.
+// As the CPU kernel takes it; rows or columns of each must be in a row, as those of matrix() are.
+inline MatrixProduct product_of(const Tensor& out, const Tensor& a, const Tensor& b,
+                                const std::optional<Tensor>& added) {
+  const auto turned = [](const Tensor& t) { return t.stride(1) != 1 && t.size(1) != 1; };
+  const auto row = [&](const Tensor& t) { return t.stride(turned(t) ? 1 : 0); };
+  const bool row_added = added && added->dim() == 1;
+  return {.dtype = dtype_of(out),
+          .threads = int(torch::stable::get_num_threads()),
+          .M = out.size(0),
+          .N = out.size(1),
+          .K = a.size(1),
+          .a = a.const_data_ptr(),
+          .a_row = row(a),
+          .a_transposed = turned(a),
+          .b = b.const_data_ptr(),
+          .b_row = row(b),
+          .b_transposed = turned(b),
+          .bias = row_added ? added->const_data_ptr() : nullptr,
+          .c = out.mutable_data_ptr(),
+          .c_row = row(out),
+          .add = added && !row_added};
+}
+
+// Below so many rows packing the other matrix costs more than it saves.
+constexpr int64_t kFewRows = 8;
+
+// out = a b, or out = a b + added, which may be a row that is added to all, or out itself. By the
+// CPU's own kernel where there is one (csrc/cpu/matrix.h), else by torch's BLAS.
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b,
                      const std::optional<Tensor>& added = std::nullopt) {
+  const int64_t M = out.size(0), K = a.size(1);
+  if (has_matrix_product(dtype_of(out)) && M >= kFewRows && K >= kFewRows && out.size(1) > 0) {
+    const char* wrong = matrix_product(product_of(out, a, b, added));
+    STD_TORCH_CHECK(wrong == nullptr, "fusedrnn: ", wrong ? wrong : "");
+    return;
+  }
   TORCH_ERROR_CODE_CHECK(
       added ? aoti_torch_cpu_addmm_out(out.get(), added->get(), a.get(), b.get(), 1, 1)
             : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));

@@ -1,6 +1,8 @@
-// Gradients that are sums over all steps, on the CPU: products of what backward's loop left with
-// what entered. In one op: as torch operators from Python they are twenty-five, and were a third of
-// a small call instead of a fifth (docs/notebook-cpu.md).
+// Products over all steps, on the CPU. Before forward's loop the x-preactivations:
+//   gx = x W_ih^T + b_ih
+// After backward's, gradients: products of what it left with what entered. In one op: as torch
+// operators from Python they are twenty-five, and were a third of a small call instead of a fifth
+// (docs/notebook-cpu.md).
 //   dx = dgx W_ih    dW_ih = dgx^T x    dW_hh = du^T met    db_ih, db_hh = sums of dgx, du
 // dgx and du are vectors of grads (csrc/cell.h); met is what met W_hh: h before each step.
 #include <cstring>
@@ -76,6 +78,26 @@ struct Products {
   }
 };
 
+List sequence_inputs(Tensor x, List weight_ih, List bias_ih) {
+  STD_TORCH_CHECK(x.dim() == 3, "fusedrnn: x must be [T, B, I], got ", show(x));
+  STD_TORCH_CHECK(bias_ih.empty() || bias_ih.size() == weight_ih.size(),
+                  "fusedrnn: bias_ih must hold a tensor for each direction or none, got ",
+                  bias_ih.size());
+  const int64_t T = x.size(0), B = x.size(1), I = x.size(2);
+  const Checked checked(x, "x");
+  const Tensor rows = checked(x, "x", {T, B, I});
+  List found;
+  for (size_t d = 0; d < weight_ih.size(); ++d) {
+    const int64_t width = weight_ih[d].size(0);
+    const Tensor w = checked(weight_ih[d], "weight_ih", {width, I});
+    const Maybe bias = bias_ih.empty() ? Maybe() : checked(Maybe(bias_ih[d]), "bias_ih", {width});
+    found.push_back(allocate(x, {T, B, width}));
+    multiply(matrix(found.back(), 0, T * B, width, width), matrix(rows, 0, T * B, I, I),
+             matrix(w, 0, width, I, I, true), bias);
+  }
+  return found;
+}
+
 std::tuple<Tensor, List, List, List, List> sequence_products(
     std::string cell, Tensor grads, Maybe x, List weight_ih, Tensor y, Tensor h0, Tensor saved,
     List met, bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_biases) {
@@ -129,5 +151,6 @@ std::tuple<Tensor, List, List, List, List> sequence_products(
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
+  m.impl("sequence_inputs", TORCH_BOX(&fusedrnn::sequence_inputs));
   m.impl("sequence_products", TORCH_BOX(&fusedrnn::sequence_products));
 }

@@ -1,0 +1,124 @@
+// Products of matrices (matrix.h). A worker has rows of C of its own; all share B's panels, which
+// are packed for a part of K at a time. What is in the caches meanwhile: a few rows of A, kChunk
+// at most, and the part of a panel that meets them, kPart numbers deep. Each element of C is a sum
+// of parts of K in their order, and a part is one chain in the order of k: same input, same bits,
+// whatever the number of threads.
+#include "matrix.h"
+
+#include <omp.h>
+
+#include "product.h"
+
+namespace fusedrnn {
+inline namespace FRNN_ISA {
+
+// Of K: packed at a time, and of that a tile takes kPart: 64 columns of it are 128 KB of float, an
+// eighth of L2.
+constexpr int64_t kPacked = 2048, kPart = 512;
+// Rows of A: 96 x 512 are 192 KB of float, and 16 tiles of six.
+constexpr int64_t kChunk = 96;
+// Multiply-adds for which it pays to wake another thread, about 10 us.
+constexpr int64_t kProductPerThread = 524288;
+
+template <class D>
+class Product {
+  static constexpr int lanes = Vector<D>::lanes, U = Panels<D, 1>::kUnits, R = most_rows(U);
+
+ public:
+  explicit Product(const MatrixProduct& product) : p(product) {}
+
+  const char* run(int threads) {
+    const char* wrong = nullptr;
+    const int64_t deep = p.b_transposed ? p.K : kPacked;
+    for (int64_t k = 0; k < p.K && !wrong; k += deep) {
+      const int64_t size = p.K - k < deep ? p.K - k : deep;
+      const Rows rows = p.b_transposed ? Rows::outputs : Rows::inputs;
+      const D* b = static_cast<const D*>(p.b) + k * p.b_row * !p.b_transposed;
+      Panels<D, 1> panels(size, p.N, rows, b, k == 0 ? p.bias : nullptr, 2, threads, p.b_row);
+      const Buffer<D> turned(p.a_transposed ? threads * kChunk * size : 0, false);
+      if (!panels || !turned) return "out of memory for a product of matrices";
+#pragma omp parallel num_threads(threads) if (threads > 1)
+      {
+        const Worker worker{omp_get_thread_num(), omp_get_num_threads()};
+        panels.prepare(worker);
+        worker.barrier();
+        D* own = turned.get() + worker.index * kChunk * size * p.a_transposed;
+        // In pairs of rows, as that is what a tile has at least.
+        const int64_t pairs = ceil_div(p.M, 2);
+        const int64_t end = 2 * worker.last(pairs) < p.M ? 2 * worker.last(pairs) : p.M;
+        for (int64_t m = 2 * worker.first(pairs); m < end; m += kChunk)
+          rows_of(m, end - m < kChunk ? end - m : kChunk, k, panels, own);
+      }
+    }
+    return wrong;
+  }
+
+ private:
+  // Rows m .. m + n - 1 of C, with the panels' part of K, from k on.
+  void rows_of(int64_t m, int64_t n, int64_t k, const Panels<D, 1>& panels, D* turned) const {
+    const D* a = static_cast<const D*>(p.a) + (p.a_transposed ? k * p.a_row + m : m * p.a_row + k);
+    int64_t row = p.a_row;
+    if (p.a_transposed) {
+      row = panels.K;
+      turn(a, n, panels.K, turned);
+      a = turned;
+    }
+    const int64_t blocks = ceil_div(n, R);
+    for (int64_t part = 0; part < panels.K; part += kPart) {
+      const int64_t deep = panels.K - part < kPart ? panels.K - part : kPart;
+      const bool add = p.add || k + part > 0;
+      for (int64_t panel = 0; panel < panels.count; ++panel) {
+        const int64_t first = panels.first(panel);
+        const int vectors = int(panels.first(panel + 1) - first);
+        const D* weights = panels.panel(Worker{0, 1}, panel) + part * vectors * lanes;
+        const D* start = part == 0 ? panels.start(panel) : zeros;
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t from = n * block / blocks, to = n * (block + 1) / blocks;
+          const TileInput<D> in{a + from * row + part, row, deep, weights, start};
+          alignas(64) D c[R * U * lanes];
+          tile_of_units<1, U, R>(vectors, int(to - from), in, c);
+          D* out = static_cast<D*>(p.c) + (m + from) * p.c_row + first * lanes;
+          leave(c, int(to - from), vectors, p.N - first * lanes, add, out);
+        }
+      }
+    }
+  }
+
+  void leave(const D* c, int rows, int vectors, int64_t columns, bool add, D* out) const {
+    for (int r = 0; r < rows; ++r, out += p.c_row)
+      for (int v = 0; v < vectors; ++v, c += lanes) {
+        const int n = int(columns - v * lanes < lanes ? columns - v * lanes : lanes);
+        auto sum = load_vector(c, lanes);
+        if (add) sum += load_vector(out + v * lanes, n);
+        store_vector(out + v * lanes, n, sum);
+      }
+  }
+
+  // out[m, k] = a[k, m], for n rows of out.
+  void turn(const D* a, int64_t n, int64_t K, D* out) const {
+    for (int64_t k = 0; k < K; k += lanes) {
+      const int deep = int(K - k < lanes ? K - k : lanes);
+      for (int64_t m = 0; m < n; m += lanes) {
+        const int wide = int(n - m < lanes ? n - m : lanes);
+        typename Vector<D>::type r[lanes];
+        each<lanes>([&](auto l) FRNN_INLINE {
+          r[l] = load_vector(a + (k + (l < deep ? l : 0)) * p.a_row + m, wide);
+        });
+        transpose<D>(r);
+        for (int l = 0; l < wide; ++l) store_vector(out + (m + l) * K + k, deep, r[l]);
+      }
+    }
+  }
+
+  static inline const D zeros[U * lanes] = {};
+  const MatrixProduct& p;
+};
+
+const char* run_matrix_product(const MatrixProduct& p) {
+  const int64_t most = p.M * p.N * p.K / kProductPerThread;
+  const int threads = int(most < 1 ? 1 : most < p.threads ? most : p.threads);
+  return p.dtype == DType::f64 ? Product<double>(p).run(threads) : Product<float>(p).run(threads);
+}
+
+}  // namespace FRNN_ISA
+}  // namespace fusedrnn
