@@ -2,6 +2,7 @@
 
 from . import gates, init
 from ._backend import backend
+from ._native import empty_cache
 from .adaptive import AdaptiveLogSoftmaxWithLoss
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .clip import clip_grad_norm_
@@ -40,6 +41,7 @@ __all__ = [
     "backend",
     "clip_grad_norm_",
     "convert",
+    "empty_cache",
     "flip_update_gate",
     "from_keras",
     "from_onnx",

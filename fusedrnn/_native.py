@@ -13,6 +13,7 @@ LIBRARY = torch.library.Library("fusedrnn", "DEF")
 
 LIBRARY.define("cells_table() -> str")
 LIBRARY.define("build_info() -> str")
+LIBRARY.define("empty_cache() -> int")
 
 
 def _outcome() -> str:
@@ -47,6 +48,24 @@ def build_info() -> dict[str, str]:
     if MISSING:
         return {}
     return dict(line.split("=", 1) for line in torch.ops.fusedrnn.build_info().splitlines())
+
+
+def empty_cache() -> int:
+    """Give the memory that the CPU kernels keep for their next call back to the system.
+
+    They keep the last eight blocks of 256 KB and more: gradients of large tables, and what a layer
+    holds between forward and backward. The system may take those of 2 MB and more by itself when
+    memory is short. (``torch.cuda.empty_cache`` is the same for a GPU.)
+
+    Returns:
+        How many bytes were given back.
+
+    Example:
+        >>> import fusedrnn
+        >>> fusedrnn.empty_cache()
+        0
+    """
+    return 0 if MISSING else torch.ops.fusedrnn.empty_cache()
 
 
 ARCHS: tuple[str, ...] = tuple(filter(None, build_info().get("cuda_archs", "").split(",")))

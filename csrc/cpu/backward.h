@@ -54,8 +54,9 @@ class BackwardPass {
            anew_h && anew_c && danew_h && danew_c && meeting;
   }
 
-  void run(const Worker& worker) {
+  void run(const Worker& worker, int crews) {
     prepare(worker);
+    const Crew crew(worker, crews, B);
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? i : T - 1 - i;
       const int64_t later = i == 0 ? -1 : a.n.reverse ? t - 1 : t + 1;
@@ -63,8 +64,8 @@ class BackwardPass {
       O* now = gates.get() + ((i + 1) % 2) * B * row;
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
       const auto nothing = [](const Tile<A>&) {};
-      if (full) through_full(worker, following);
-      product(worker, B, following, w1, fetch, [&](const Tile<A>& tile) {
+      if (full) through_full(crew, following);
+      product(crew, following, w1, fetch, [&](const Tile<A>& tile) {
         each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
           where_alive(
               a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { arrive(t, later, p, now); },
@@ -72,8 +73,8 @@ class BackwardPass {
         });
       });
       if constexpr (N2 > 0) {
-        worker.barrier();
-        product(worker, B, second.get(), w2, nothing, [&](const Tile<A>& tile) {
+        crew.barrier();
+        product(crew, second.get(), w2, nothing, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
             where_alive(
                 a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { complete(t, p, now); },
@@ -82,8 +83,8 @@ class BackwardPass {
         });
       }
       if (projected) {
-        worker.barrier();
-        product(worker, B, dh.get(), wr, fetch, [&](const Tile<A>& tile) {
+        crew.barrier();
+        product(crew, dh.get(), wr, fetch, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
             where_alive(
                 a.lengths, t, pair,
@@ -92,23 +93,23 @@ class BackwardPass {
           });
         });
       }
-      worker.barrier();
+      crew.barrier();
     }
-    finish(worker);
+    finish(crew);
   }
 
  protected:
   // Full peepholes: what reaches c through the gates of the following step.
-  void through_full(const Worker& worker, const O* following) {
+  void through_full(const Crew& crew, const O* following) {
     if constexpr (Inner > 0) {
       product(
-          worker, B, following, wc, [](const Tile<A>&) {},
+          crew, following, wc, [](const Tile<A>&) {},
           [&](const Tile<A>& tile) {
             each_pair<1>(tile, H, [&](const Two& p) FRNN_INLINE {
               scatter(p, gather(p, in(dc.get(), 1)) + product_of(p), in(dc.get(), 1));
             });
           });
-      worker.barrier();
+      crew.barrier();
     }
   }
 
@@ -203,11 +204,11 @@ class BackwardPass {
   }
 
   // Units of a row past its end: gradients of its state go on unchanged, all others are zero.
-  void pass_by(int64_t t, const Units<A>& u, O* now) {
+  void pass_by(int64_t t, Units<A> u, O* now) {
     pass_h(t, u);
     if (!projected) silence(t, u, now);
   }
-  FRNN_COLD void pass_h(int64_t t, const Units<A>& u) {
+  FRNN_COLD void pass_h(int64_t t, Units<A> u) {
     for (int l = 0; l < u.n; ++l)
       direct.get()[u.b * P + u.j + l] += meeting.met(u.b, u.j + l, u.c[l]);
     if (!projected) return;
@@ -215,7 +216,7 @@ class BackwardPass {
     std::memset(static_cast<D*>(a.dh) + (t * B + u.b) * P + u.j, 0, u.n * sizeof(D));
   }
 
-  FRNN_COLD void silence(int64_t t, const Units<A>& u, O* now) {
+  FRNN_COLD void silence(int64_t t, Units<A> u, O* now) {
     D* grads = static_cast<D*>(a.grads) + t * B * N * H;
     const auto clear = [&](auto* rows, int64_t row) {
       std::memset(in_rows(rows, row)(u), 0, u.n * sizeof(*rows));
@@ -309,12 +310,12 @@ class BackwardPass {
     each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(grads + k * H, N)); });
   }
 
-  void finish(const Worker& worker) {
+  void finish(const Crew& crew) {
     const int64_t first = a.n.reverse ? T - 1 : 0;
     const O* gates0 = gates.get() + (T % 2) * B * row;
-    if (full) through_full(worker, gates0);
+    if (full) through_full(crew, gates0);
     product(
-        worker, B, gates0, w1, [](const Tile<A>&) {},
+        crew, gates0, w1, [](const Tile<A>&) {},
         [&](const Tile<A>& tile) {
           each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
             L total = meeting.met(p, product_of(p)) + gather(p, in_h(direct.get()));
@@ -324,12 +325,15 @@ class BackwardPass {
               scatter(p, gather(p, in_h(danew_h.get())), in_h(static_cast<D*>(a.dreset_h)));
           });
         });
-    for (int64_t i = worker.first(Inner * B * H); i < worker.last(Inner * B * H); ++i) {
-      const bool anew = begins_anew(a, first, i / H % B);
-      store(static_cast<D*>(a.dc0)[i], anew ? A(0) : dc.get()[i]);
-      if (!a.dreset_c) continue;
-      store(static_cast<D*>(a.dreset_c)[i], danew_c.get()[i] + (anew ? dc.get()[i] : A(0)));
-    }
+    for (int64_t k = 0; k < Inner; ++k)
+      for (int64_t b = crew.first_row(); b < crew.last_row(); ++b) {
+        const bool anew = begins_anew(a, first, b);
+        for (int64_t i = (k * B + b) * H; i < (k * B + b + 1) * H; ++i) {
+          store(static_cast<D*>(a.dc0)[i], anew ? A(0) : dc.get()[i]);
+          if (!a.dreset_c) continue;
+          store(static_cast<D*>(a.dreset_c)[i], danew_c.get()[i] + (anew ? dc.get()[i] : A(0)));
+        }
+      }
   }
 
   const SequenceBackward& a;

@@ -40,8 +40,9 @@ class ForwardPass {
 
   bool allocated() const { return w1 && w2 && wr && states && h && operand && kept && meeting; }
 
-  void run(const Worker& worker) {
+  void run(const Worker& worker, int crews) {
     prepare(worker);
+    const Crew crew(worker, crews, B);
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? T - 1 - i : i;
       const O* before = h.get() + (i % 2) * B * row;
@@ -59,20 +60,20 @@ class ForwardPass {
       const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
       const auto nothing = [](const Tile<A>&) {};
       if constexpr (N2 > 0) {
-        product(worker, B, before, w1, fetch, [&](const Tile<A>& tile) {
+        product(crew, before, w1, fetch, [&](const Tile<A>& tile) {
           each_pair<N1>(tile, H, [&](const Two& p) FRNN_INLINE { first_gates(t, p, before); });
         });
-        worker.barrier();
-        product(worker, B, operand.get(), w2, nothing,
+        crew.barrier();
+        product(crew, operand.get(), w2, nothing,
                 [&](const Tile<A>& tile) { each_pair<N2>(tile, H, units); });
       } else {
-        product(worker, B, before, w1, fetch,
+        product(crew, before, w1, fetch,
                 [&](const Tile<A>& tile) { each_pair<N1>(tile, H, units); });
       }
-      if (a.weight_hr) project_all(worker, t, next, before, after);
-      worker.barrier();
+      if (a.weight_hr) project_all(crew, t, next, before, after);
+      crew.barrier();
     }
-    finish(worker);
+    finish(crew);
   }
 
  protected:
@@ -81,10 +82,10 @@ class ForwardPass {
   }
 
   // h of a step from the cells' h, which lies in operand.
-  void project_all(const Worker& worker, int64_t t, int64_t next, const O* before, O* after) {
-    worker.barrier();
+  void project_all(const Crew& crew, int64_t t, int64_t next, const O* before, O* after) {
+    crew.barrier();
     product(
-        worker, B, operand.get(), wr, [](const Tile<A>&) {},
+        crew, operand.get(), wr, [](const Tile<A>&) {},
         [&](const Tile<A>& tile) {
           each_pair<1>(tile, P, [&](const Two& p) FRNN_INLINE {
             project(t, p, before, after);
@@ -221,7 +222,7 @@ class ForwardPass {
   }
 
   // Units that begin anew at the step to come: their states are the reset state.
-  FRNN_COLD void restart(int64_t next, const Units<A>& u, O* after) {
+  FRNN_COLD void restart(int64_t next, Units<A> u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
     if (!a.weight_hr) {
       restart_h(next, u, after);
@@ -231,7 +232,7 @@ class ForwardPass {
       reset_to(a.reset_c, (k * B + u.b) * H + u.j, u.n, in(states.get() + (k + 1) * B * H, 1)(u));
     if (a.n.options.full) reset_to(a.reset_c, u.b * H + u.j, u.n, in_rows(after + P, row)(u));
   }
-  FRNN_COLD void restart_h(int64_t next, const Units<A>& u, O* after) {
+  FRNN_COLD void restart_h(int64_t next, Units<A> u, O* after) {
     if (!begins_anew(a, next, u.b)) return;
     O* to = in_rows(after, row)(u);
     reset_to(a.reset_h, u.b * P + u.j, u.n, to);
@@ -245,13 +246,13 @@ class ForwardPass {
   }
 
   // Units of a row past its end: the state stays, y is zero.
-  FRNN_COLD void rest(int64_t t, const Units<A>& u, const O* before, O* after) {
+  FRNN_COLD void rest(int64_t t, Units<A> u, const O* before, O* after) {
     std::memcpy(in_rows(after, row)(u), in_rows(before, row)(u), u.n * sizeof(O));
     std::memset(y_at(t, u.b, u.j), 0, u.n * sizeof(D));
   }
 
   // What such a row saves is zero: backward does not read it.
-  FRNN_COLD void past(int64_t t, const Units<A>& u, const O* before, O* after) {
+  FRNN_COLD void past(int64_t t, Units<A> u, const O* before, O* after) {
     if (!a.weight_hr) rest(t, u, before, after);
     if (a.n.options.full)
       std::memcpy(in_rows(after + P, row)(u), in_rows(before + P, row)(u), u.n * sizeof(O));
@@ -264,17 +265,17 @@ class ForwardPass {
     if (a.hidden) clear(static_cast<D*>(a.hidden) + t * B * H, 1);
   }
 
-  FRNN_COLD void finish(const Worker& worker) {
+  FRNN_COLD void finish(const Crew& crew) {
     const O* last = h.get() + (T % 2) * B * row;
     const bool wide = apart && !a.weight_hr;
-    for (int64_t b = worker.first(B); b < worker.last(B); ++b)
+    for (int64_t b = crew.first_row(); b < crew.last_row(); ++b)
       for (int64_t j = 0; j < P; ++j) {
         const A h_n = wide ? states.get()[b * H + j] : load(last[b * row + j]);
         store(static_cast<D*>(a.hn)[b * P + j], h_n);
       }
-    const int64_t inner = (S - 1) * B * H;
-    for (int64_t i = worker.first(inner); i < worker.last(inner); ++i)
-      store(static_cast<D*>(a.cn)[i], states.get()[B * H + i]);
+    for (int64_t k = 0; k < S - 1; ++k)
+      for (int64_t i = (k * B + crew.first_row()) * H; i < (k * B + crew.last_row()) * H; ++i)
+        store(static_cast<D*>(a.cn)[i], states.get()[B * H + i]);
   }
 
   const SequenceForward& a;

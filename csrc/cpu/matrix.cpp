@@ -70,7 +70,7 @@ class Product {
       for (int64_t panel = 0; panel < panels.count; ++panel) {
         const int64_t first = panels.first(panel);
         const int vectors = int(panels.first(panel + 1) - first);
-        const D* weights = panels.panel(Worker{0, 1}, panel) + part * vectors * lanes;
+        const D* weights = panels.panel(0, panel) + part * vectors * lanes;
         const D* start = part == 0 ? panels.start(panel) : zeros;
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t from = n * block / blocks, to = n * (block + 1) / blocks;

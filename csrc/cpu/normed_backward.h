@@ -53,15 +53,16 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
 
   bool allocated() const { return Base::allocated() && dh_rows && du && through_c; }
 
-  void run(const Worker& worker) {
+  void run(const Worker& worker, int crews) {
     this->prepare(worker);
+    const Crew crew(worker, crews, B);
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? i : T - 1 - i;
       const int64_t later = i == 0 ? -1 : a.n.reverse ? t - 1 : t + 1;
       const O* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * row;
       O* now = gates.get() + ((i + 1) % 2) * B * row;
       const auto nothing = [](const Tile<A>&) {};
-      product(worker, B, following, w1, nothing, [&](const Tile<A>& tile) {
+      product(crew, following, w1, nothing, [&](const Tile<A>& tile) {
         each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
           where_alive(
               a.lengths, t, pair,
@@ -75,24 +76,24 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
               [&](const Units<A>& u) { this->pass_h(t, u); });
         });
       });
-      worker.barrier();
+      crew.barrier();
       if (projected) {
-        product(worker, B, dh.get(), wr, nothing, [&](const Tile<A>& tile) {
+        product(crew, dh.get(), wr, nothing, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& p) FRNN_INLINE {
             scatter(p, this->product_of(p), in(dh_rows.get(), 1));
           });
         });
-        worker.barrier();
+        crew.barrier();
       }
-      for (int64_t b = worker.first(B); b < worker.last(B); ++b) {
+      for (int64_t b = crew.first_row(); b < crew.last_row(); ++b) {
         if (a.lengths && t >= a.lengths[b])
           silence_row(t, b, now);
         else
           step_row(t, later, b, now);
       }
-      worker.barrier();
+      crew.barrier();
     }
-    this->finish(worker);
+    this->finish(crew);
   }
 
  private:

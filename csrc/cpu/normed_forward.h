@@ -54,15 +54,16 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
 
   bool allocated() const { return Base::allocated() && sums; }
 
-  void run(const Worker& worker) {
+  void run(const Worker& worker, int crews) {
     this->prepare(worker);
+    const Crew crew(worker, crews, B);
     for (int64_t i = 0; i < T; ++i) {
       const int64_t t = a.n.reverse ? T - 1 - i : i;
       const O* before = h.get() + (i % 2) * B * row;
       O* after = h.get() + ((i + 1) % 2) * B * row;
       const int64_t next = i + 1 == T ? -1 : a.n.reverse ? t - 1 : t + 1;
       product(
-          worker, B, before, w1, [](const Tile<A>&) {},
+          crew, before, w1, [](const Tile<A>&) {},
           [&](const Tile<A>& tile) {
             each_pair<G>(tile, H, [&](const Two& p) FRNN_INLINE {
               each<G>([&](auto g) FRNN_INLINE {
@@ -71,8 +72,8 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
               });
             });
           });
-      worker.barrier();
-      for (int64_t b = worker.first(B); b < worker.last(B); ++b) {
+      crew.barrier();
+      for (int64_t b = crew.first_row(); b < crew.last_row(); ++b) {
         const Units<A> whole{b, 0, int(H), nullptr, 0};
         if (a.lengths && t >= a.lengths[b])
           past_row(t, whole, before, after);
@@ -80,10 +81,10 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
           step_row(t, b, before, after);
         if (a.reset && next >= 0) this->restart(next, whole, after);
       }
-      if (a.weight_hr) this->project_all(worker, t, next, before, after);
-      worker.barrier();
+      if (a.weight_hr) this->project_all(crew, t, next, before, after);
+      crew.barrier();
     }
-    this->finish(worker);
+    this->finish(crew);
   }
 
  private:
@@ -138,7 +139,7 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
     this->leave_h(t, p, h_new, after);
   }
 
-  void past_row(int64_t t, const Units<A>& whole, const O* before, O* after) {
+  void past_row(int64_t t, Units<A> whole, const O* before, O* after) {
     if (!a.weight_hr) this->rest(t, whole, before, after);
     if (!a.saved) return;
     std::memset(static_cast<D*>(a.saved) + (t * B + whole.b) * width * H, 0, width * H * sizeof(D));

@@ -38,7 +38,7 @@ struct Shares {
 // Not inline: most calls draw nothing, and inline it takes the compiler as long as all else.
 template <class A>
 [[gnu::noinline]] Shares<A> shares_of(const CellOptions& options, const int64_t* seed, int64_t t,
-                                      const Pair<A>& units) {
+                                      Pair<A> units) {
   const double h = options.zoneout_h, c = options.zoneout_c, drop = options.dropout;
   Shares<A> x{Lanes<A>(A(1 - h)), Lanes<A>(A(1 - c)), Lanes<A>(A(1))};
   if (!seed) return x;

@@ -35,20 +35,36 @@ class Buffer {
   A* data_;
 };
 
-// One thread's share of a call.
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// One thread's share of some work.
 struct Worker {
   int index, count;
   // The part [first, last) of n equal tasks that is this worker's.
   int64_t first(int64_t n) const { return n * index / count; }
   int64_t last(int64_t n) const { return n * (index + 1) / count; }
-  // Waits for the others, and for those of the layer's other direction, which have as many.
+  // Waits for the others, for those of other crews, and for those of the layer's other direction:
+  // all have as many.
   void barrier() const {
     if (count == 1) return;
 #pragma omp barrier
   }
 };
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Workers who share rows [from, to) of the batch, which nobody else touches: they wait for one
+// another in every step, and one who is alone waits for nobody. `crews` must divide all.count.
+struct Crew : Worker {
+  int64_t from, to;
+  Crew(const Worker& all, int crews, int64_t rows)
+      : Worker{all.index % (all.count / crews), all.count / crews} {
+    const int64_t number = all.index / count, pairs = ceil_div(rows, 2);
+    from = 2 * (pairs * number / crews);
+    to = number + 1 == crews ? rows : 2 * (pairs * (number + 1) / crews);
+  }
+  // This worker's rows.
+  int64_t first_row() const { return from + first(to - from); }
+  int64_t last_row() const { return from + last(to - from); }
+};
 
 // How a weight matrix lies in memory: weight[output][k], as in y = x weight^T, or
 // weight[k][output].
@@ -107,9 +123,10 @@ class Panels {
     }
   }
 
-  const W* panel(const Worker& worker, int64_t p) const {
+  // For the worker of that number.
+  const W* panel(int worker, int64_t p) const {
     if (!once_) return data(p);
-    W* out = data_.get() + worker.index * kUnits * words * N * lanes;
+    W* out = data_.get() + worker * kUnits * words * N * lanes;
     pack(p, out);
     return out;
   }
@@ -182,22 +199,26 @@ inline void tile(const TileInput<O>& in, State<O>* c) {
   typedef typename Vector<State<O>>::type Vec;
   constexpr int lanes = Vector<State<O>>::lanes;
   Vec acc[M][V];
-  for (int v = 0; v < V; ++v) {
+  each<V>([&](auto v) FRNN_INLINE {
     Vec s;
     std::memcpy(&s, in.start + v * lanes, kVectorBytes);
-    for (int m = 0; m < M; ++m) acc[m][v] = s;
-  }
+    each<M>([&](auto m) FRNN_INLINE { acc[m][v] = s; });
+  });
   const O* a = in.a;
   const Word<O>* panel = in.panel;
   const int64_t row = in.row, words = in.words;
   for (int64_t k = 0; k < words; ++k) {
     typename Vector<Word<O>>::type w[V];
-    for (int v = 0; v < V; ++v) std::memcpy(&w[v], panel + (k * V + v) * lanes, kVectorBytes);
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < V; ++v)
-        acc[m][v] = multiply_add(acc[m][v], word_of(a + m * row, k), w[v]);
+    each<V>([&](auto v)
+                FRNN_INLINE { std::memcpy(&w[v], panel + (k * V + v) * lanes, kVectorBytes); });
+    each<M>([&](auto m) FRNN_INLINE {
+      const Word<O> word = word_of(a + m * row, k);
+      each<V>([&](auto v) FRNN_INLINE { acc[m][v] = multiply_add(acc[m][v], word, w[v]); });
+    });
   }
-  std::memcpy(c, acc, sizeof(acc));
+  // One by one: as a whole it would be copied out of memory again, by `rep movs`.
+  each<M * V>([&](auto i)
+                  FRNN_INLINE { std::memcpy(c + i * lanes, &acc[i / V][i % V], kVectorBytes); });
 }
 
 // Most rows of a tile of V vectors: as many accumulators as leave V registers for the weights and
@@ -232,28 +253,30 @@ struct Tile {
   const A* c;
 };
 
-// This worker's share of C = A W: epilogue(Tile). A null A counts as zero. Row b starts at
-// a + b * w.row. Tasks are ordered by panel, so that a worker meets the same weights every step.
-// prepare(Tile) comes before a tile is computed, to prefetch what its epilogue will touch: rows lie
-// too far apart for the hardware to foresee them.
+// This worker's share of C = A W for its crew's rows: epilogue(Tile). A null A counts as zero. Row
+// b starts at a + b * w.row. Tasks are ordered by panel, so that a worker meets the same weights
+// every step. prepare(Tile) comes before a tile is computed, to prefetch what its epilogue will
+// touch: rows lie too far apart for the hardware to foresee them.
 template <int N, class D, class Prepare, class Epilogue>
-inline void product(const Worker& worker, int64_t B, const Operand<D>* a, const Panels<D, N>& w,
-                    Prepare prepare, Epilogue epilogue) {
+inline void product(const Crew& crew, const Operand<D>* a, const Panels<D, N>& w, Prepare prepare,
+                    Epilogue epilogue) {
   using A = State<D>;
   constexpr int U = Panels<D, N>::kUnits, M = most_rows(N * U);
-  const int64_t pairs = ceil_div(B, 2), blocks = ceil_div(B, M);
-  const int64_t begin = worker.first(w.count * blocks), end = worker.last(w.count * blocks);
+  const int64_t B = crew.to - crew.from, pairs = ceil_div(B, 2), blocks = ceil_div(B, M);
+  const int64_t begin = crew.first(w.count * blocks), end = crew.last(w.count * blocks);
   alignas(64) A c[M * N * U * Vector<A>::lanes];
   TileInput<Operand<D>> in{nullptr, w.row, w.words, nullptr, nullptr};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t panel = task / blocks, block = task % blocks;
-    const int64_t b0 = 2 * (pairs * block / blocks), b1 = 2 * (pairs * (block + 1) / blocks);
-    const int rows = int((b1 < B ? b1 : B) - b0), units = int(w.first(panel + 1) - w.first(panel));
+    const int64_t r0 = 2 * (pairs * block / blocks), r1 = 2 * (pairs * (block + 1) / blocks);
+    const int64_t b0 = crew.from + r0;
+    const int rows = int((r1 < B ? r1 : B) - r0), units = int(w.first(panel + 1) - w.first(panel));
     const Tile<A> result{b0, w.first(panel), rows, units, c};
     prepare(result);
     if (a) {
       in.a = a + b0 * w.row;
-      if (block == 0 || task == begin) in.panel = w.panel(worker, panel), in.start = w.start(panel);
+      if (block == 0 || task == begin)
+        in.panel = w.panel(crew.index, panel), in.start = w.start(panel);
       tile_of_units<N, U, M>(units, rows, in, c);
     } else {
       std::memset(c, 0, rows * N * units * kVectorBytes);

@@ -1,9 +1,10 @@
-// What this library is: read by the doctor (`python -m fusedrnn`) and by the tests.
+// What this library is: read by the doctor (`python -m fusedrnn`) and by the tests. And what memory
+// it keeps.
 #include <sstream>
 
 #include "../cells.h"
 #include "../cpu/isa.h"
-#include "common.h"
+#include "kept.h"
 
 namespace fusedrnn {
 
@@ -35,9 +36,12 @@ std::string build_info() {
   return out.str();
 }
 
+int64_t empty_cache() { return KeptBlock::release(); }
+
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("cells_table", TORCH_BOX(&fusedrnn::cells_table));
   m.impl("build_info", TORCH_BOX(&fusedrnn::build_info));
+  m.impl("empty_cache", TORCH_BOX(&fusedrnn::empty_cache));
 }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "kept.h"
 #include "product.h"
 #include "sequence_call.h"
 
@@ -91,7 +92,7 @@ List sequence_inputs(Tensor x, List weight_ih, List bias_ih) {
     const int64_t width = weight_ih[d].size(0);
     const Tensor w = checked(weight_ih[d], "weight_ih", {width, I});
     const Maybe bias = bias_ih.empty() ? Maybe() : checked(Maybe(bias_ih[d]), "bias_ih", {width});
-    found.push_back(allocate(x, {T, B, width}));
+    found.push_back(allocate_kept(x, {T, B, width}));
     multiply(matrix(found.back(), 0, T * B, width, width), matrix(rows, 0, T * B, I, I),
              matrix(w, 0, width, I, I, true), bias);
   }

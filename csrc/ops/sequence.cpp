@@ -1,6 +1,7 @@
 // The sequence ops (schemas: fusedrnn/ops.py): check what must hold, allocate, call the kernel.
 #include <tuple>
 
+#include "kept.h"
 #include "sequence_call.h"
 
 namespace fusedrnn {
@@ -123,8 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
   const bool keep_hidden = save && p.projected;
   Tensor y = allocate(like, {T, B, N * P}), hn = allocate(like, {N, B, P});
   Tensor cn = allocate(like, {N, S - 1, B, H});
-  Tensor saved = allocate(like, save ? Size{N, T, B, p.c.saved, H} : Size{0});
-  Tensor cells = allocate(like, save ? Size{N, T, S - 1, B, H} : Size{0}, state_dtype(like));
+  Tensor saved = allocate_kept(like, save ? Size{N, T, B, p.c.saved, H} : Size{0});
+  Tensor cells = allocate_kept(like, save ? Size{N, T, S - 1, B, H} : Size{0}, state_dtype(like));
   Tensor hidden = allocate(like, keep_hidden ? Size{N, T, B, H} : Size{0});
   SequenceForward args[2] = {};
   for (int64_t d = 0; d < N; ++d) {
@@ -177,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
   cells = checked.check(cells, "cells", {N, T, S - 1, B, H}, state_dtype(y));
 
   const bool anew = spans.reset_h.has_value();
-  Tensor grads = allocate(y, {N, T, B, p.c.grads, H}), dh0 = allocate(y, {N, B, P});
+  Tensor grads = allocate_kept(y, {N, T, B, p.c.grads, H}), dh0 = allocate(y, {N, B, P});
   Tensor dc0 = allocate(y, {N, S - 1, B, H});
   Tensor dh = allocate(y, p.projected ? Size{N, T, B, P} : Size{0});
   Tensor dreset_h = allocate(y, anew ? Size{N, B, P} : Size{0});

@@ -3,7 +3,7 @@
 #include <tuple>
 
 #include "../cpu/softmax_plan.h"
-#include "large.h"
+#include "kept.h"
 
 namespace fusedrnn {
 namespace {
@@ -123,7 +123,7 @@ Tensor log_softmax(Maybe grad, Maybe into, Tensor logits, Tensor leaf_rank, Tens
     STD_TORCH_CHECK(into->is_contiguous(), "fusedrnn: out must be contiguous");
   }
   Tensor out =
-      into.has_value() ? *into : allocate_large(logits, N, grad.has_value() ? tree.view.rows : V);
+      into.has_value() ? *into : allocate_kept(logits, {N, grad.has_value() ? tree.view.rows : V});
   bool in_order = true;
   for (int64_t w = 0; w < V && in_order; ++w) in_order = tree.view.leaf_rank[w] == w;
   const std::vector<int32_t> word = in_order ? std::vector<int32_t>() : tree.word();
@@ -209,7 +209,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_backward(
   fits(planner, saved);
   const int64_t R = sparse ? planner.rows() : n.R;
   Tensor dinput = allocate(input, {need_input ? n.N : 0, n.H});
-  Tensor dweight = allocate_large(weight, need_weight ? R : 0, n.H);
+  Tensor dweight = allocate_kept(weight, {need_weight ? R : 0, n.H});
   Tensor dbias = allocate(weight, {need_bias ? R : 0});
   Tensor rows = allocate(target, {sparse ? R : 0});
   if (sparse) planner.rows(static_cast<int64_t*>(rows.mutable_data_ptr()));
