@@ -21,7 +21,8 @@ def peak(call: Callable[[], object], device: str) -> int | None:
     """Bytes at the peak of one call, less those before it; None where nothing tells.
 
     On a CPU the process's own resident memory, which counts every allocator, after malloc and
-    fusedrnn have given back what they kept; on a GPU torch's allocator. Memory that is never touched does not count.
+    fusedrnn have given back what they kept; on a GPU torch's allocator. Memory that is never
+    touched does not count.
     """
     gc.collect()
     if device == "cuda":

@@ -14,6 +14,7 @@ LIBRARY = torch.library.Library("fusedrnn", "DEF")
 LIBRARY.define("cells_table() -> str")
 LIBRARY.define("build_info() -> str")
 LIBRARY.define("empty_cache() -> int")
+LIBRARY.define("empty_kept(Tensor like, int rows, int columns) -> Tensor")
 
 
 def _outcome() -> str:

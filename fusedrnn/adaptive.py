@@ -267,8 +267,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                 parts.append((cast(project.weight), cast(words.weight).to(wide)))
         bias = None if self.head.bias is None else cast(self.head.bias).to(wide)
         rows = sum(len(weight) for _, weight in parts)
-        out = x.new_empty(len(x), self.n_classes, dtype=wide)
-        z = x.new_empty(min(len(x), _BLOCK), rows, dtype=wide)
+        # New pages for both cost more than their products (docs/notebook-cpu.md).
+        out, z = (
+            torch.ops.fusedrnn.empty_kept(parts[0][1], *size)
+            for size in ((len(x), self.n_classes), (min(len(x), _BLOCK), rows))
+        )
         with torch.autocast(x.device.type, enabled=False):
             for block, into in zip(x.split(_BLOCK), out.split(_BLOCK), strict=True):
                 row, logits = 0, z[: len(block)]

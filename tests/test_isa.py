@@ -109,3 +109,13 @@ def test_an_unknown_backend_in_the_environment_is_refused():
     command = [sys.executable, "-c", "import fusedrnn"]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and "FUSEDRNN_BACKEND is 'gpu'; it must be one of" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+def test_the_program_of_the_sanitizers_compiles():
+    """tools/sanitize.py takes minutes; so that it is ready when it is wanted."""
+    source = ROOT / "csrc" / "testing" / "sanitize.cpp"
+    flags = ["-std=c++20", "-fsyntax-only", "-DFRNN_ISA=portable", "-march=x86-64-v2"]
+    if platform.machine() != "x86_64":
+        flags.pop()
+    subprocess.run(["g++", *flags, source], check=True)

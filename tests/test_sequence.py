@@ -23,7 +23,8 @@ from sequence_case import (
     truth,
 )  # fmt: skip
 from torch.library import opcheck
-from torch.utils._pytree import tree_leaves
+from torch.nn.functional import linear
+from torch.utils._pytree import tree_leaves, tree_map
 
 import fusedrnn
 from fusedrnn import _native, ops, reference
@@ -343,6 +344,71 @@ def test_products_of_the_native_op_are_those_of_torch(cell, directions, given):
         opcheck(torch.ops.fusedrnn.sequence_products, (cell.name, *tensors, *some))
 
 
+# Rows, features and units on both sides of what the kernel of csrc/cpu/matrix.cpp takes at a time.
+SIZES = ((2, 3, 5, 4), (13, 8, 70, 33), (41, 53, 17, 9), (3, 4, 40, 530))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_products_of_many_rows(size, dtype, on_threads):
+    """Against torch's in float64, and the same bits on one thread and two."""
+    (T, B, I, H), cell, new = size, CELLS["lstm"], partial(torch.randn, dtype=torch.float64)
+    x, w, b = new(T, B, I), new(4 * H, I), new(4 * H)
+    given = (new(1, T, B, 4, H), x, [w], new(T, B, H), new(1, B, H), new(1, T, B, cell.kept, H), [])
+    narrow = [tree_map(lambda t: t.to(dtype), part) for part in ((x, [w], [b]), given)]
+    results = []
+    for threads in (1, 2):
+        on_threads(threads)
+        gx = torch.ops.fusedrnn.sequence_inputs(*narrow[0])
+        all_sums = products(cell, "cpu", *narrow[1], Needs(True, True, True, True))
+        results.append((gx, tuple(all_sums)))
+    for one, two in zip(*map(tree_leaves, results), strict=True):
+        assert torch.equal(one, two)
+    true = [linear(x, w, b)], tuple(products(cell, "triton", *given, Needs(*[True] * 4)))
+    for ours, right in zip(*map(tree_leaves, (results[0], true)), strict=True):
+        # Of the sums' own size: a sum of n numbers of size 1 is of size sqrt(n).
+        bound = 30 * torch.finfo(dtype).eps * right.abs().max()
+        assert (ours.double() - right).abs().max() <= bound
+
+
+@needs_native
+def test_opcheck_and_checks_of_the_input_product():
+    new, op = torch.randn, torch.ops.fusedrnn.sequence_inputs
+    x, weights, biases = new(4, 3, 5), [new(8, 5), new(8, 5)], [new(8), new(8)]
+    for given in (biases, []):
+        opcheck(op, (x, weights, given))
+    right = [linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
+    for many in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
+        torch.testing.assert_close(op(many, weights, biases), right)
+    for wrong, message in (
+        ((x[0], weights, biases), "x must be"),
+        ((x, [w[:, 1:] for w in weights], biases), "weight_ih has shape"),
+        ((x, weights, biases[:1]), "bias_ih must hold a tensor for each direction or none, got 1"),
+        ((x, weights, [b.double() for b in biases]), "matching dtypes"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            op(*wrong)
+
+
+@needs_native
+def test_kept_memory_is_nobody_elses():
+    """What a layer keeps for backward is not handed to the next one while it is needed."""
+    layer, inputs_ = fusedrnn.LSTM(64, 96), torch.randn(2, 40, 24, 64)
+
+    def gradient(y):
+        return torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+
+    alone = [gradient(layer(x)[0]) for x in inputs_]
+    both = [layer(x)[0] for x in inputs_]
+    for expected, found in zip(alone, map(gradient, both), strict=True):
+        assert all(map(torch.equal, expected, found))
+    del both
+    assert fusedrnn.empty_cache() >= 40 * 24 * 4 * 96 * 4  # the gates of one call at least
+    assert fusedrnn.empty_cache() == 0
+    assert all(map(torch.equal, alone[0], gradient(layer(inputs_[0])[0])))
+
+
 @needs_native
 @pytest.mark.parametrize(
     ("index", "change", "message"),
@@ -383,6 +449,20 @@ def test_opcheck_of_a_step():
         torch.ops.fusedrnn.sequence_step("lstm", new(2, 5), new(2, 3), None, *weights)
     with pytest.raises(RuntimeError, match="weight_ih has shape"):
         torch.ops.fusedrnn.sequence_step("lstm", new(2, 5), new(2, 3), new(2, 3), *weights)
+
+
+@needs_native
+@pytest.mark.parametrize("name", (*KINDS, "lstm:layer_norm=True", "lstm:peephole=full"))
+def test_crews_have_the_bits_of_one_thread(name, on_threads):
+    """Two threads with rows of their own (B = 16), and with units of the same rows (B = 6)."""
+    cell, results = CELLS[name], []
+    for B, case in ((16, Case(9, 16, 80, lengths=(9, 1) * 8, reset="given")), (6, Case(9, 6, 80))):
+        tensors = inputs(cell, case, torch.float32)
+        for threads in (1, 2):
+            on_threads(threads)
+            results.append(run(ops.sequence, cell, case, tensors, torch.float32))
+        one, two = results[-2:]
+        assert all(torch.equal(one[key], two[key]) for key in one), B
 
 
 def test_many_steps(device):

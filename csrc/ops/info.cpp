@@ -1,10 +1,9 @@
-// What this library is: read by the doctor (`python -m fusedrnn`) and by the tests. And what memory
-// it keeps.
+// What this library is: read by the doctor (`python -m fusedrnn`) and by the tests.
 #include <sstream>
 
 #include "../cells.h"
 #include "../cpu/isa.h"
-#include "kept.h"
+#include "common.h"
 
 namespace fusedrnn {
 
@@ -36,12 +35,9 @@ std::string build_info() {
   return out.str();
 }
 
-int64_t empty_cache() { return KeptBlock::release(); }
-
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("cells_table", TORCH_BOX(&fusedrnn::cells_table));
   m.impl("build_info", TORCH_BOX(&fusedrnn::build_info));
-  m.impl("empty_cache", TORCH_BOX(&fusedrnn::empty_cache));
 }

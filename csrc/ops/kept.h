@@ -1,13 +1,11 @@
 // Memory that is kept for the next call: gradients of large tables, and what a sequence leaves for
 // backward. malloc gives such blocks back to the system when a step ends, and touching new pages in
-// the next costs more than much of the arithmetic (docs/notebook-cpu.md, Memory). Of blocks of
+// the next costs more than much of the arithmetic (docs/notebook-cpu.md). Of blocks of
 // 2 MB and more the system may take the pages back meanwhile.
 #pragma once
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <mutex>
-#include <utility>
 
 #include "common.h"
 
@@ -21,20 +19,8 @@ class KeptBlock {
 
   // Of at least so many bytes, which hold anything; data is null where there is no memory.
   static KeptBlock get(size_t bytes) {
+    if (const KeptBlock kept = take(bytes); kept.data) return kept;
     KeptBlock best;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      auto found = kept_.end();
-      for (auto k = kept_.begin(); k != kept_.end(); ++k)
-        if (k->bytes >= bytes && k->bytes / 2 <= bytes &&
-            (found == kept_.end() || k->bytes < found->bytes))
-          found = k;
-      if (found != kept_.end()) {
-        best = *found;
-        kept_.erase(found);
-        return best;
-      }
-    }
     // Huge pages must begin at multiples of their size, and mmap promises only those of a page.
     const size_t unit = bytes < kHuge ? kLeast / 4 : kHuge;
     best.bytes = (bytes + unit - 1) / unit * unit;
@@ -60,36 +46,47 @@ class KeptBlock {
     KeptBlock oldest;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      kept_.push_back(block);
-      if (kept_.size() > kMost) {
-        oldest = kept_.front();
-        kept_.erase(kept_.begin());
-      }
+      if (count_ == kMost) oldest = remove(0);
+      kept_[count_++] = block;
     }
     if (oldest.data) munmap(oldest.data, oldest.bytes);
   }
 
   // Gives all back to the system: how many bytes.
   static int64_t release() {
-    std::vector<KeptBlock> all;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      all.swap(kept_);
-    }
+    const std::lock_guard<std::mutex> lock(mutex_);
     int64_t bytes = 0;
-    for (const KeptBlock& block : all) {
-      munmap(block.data, block.bytes);
-      bytes += int64_t(block.bytes);
+    for (; count_ > 0; --count_) {
+      munmap(kept_[count_ - 1].data, kept_[count_ - 1].bytes);
+      bytes += int64_t(kept_[count_ - 1].bytes);
     }
     return bytes;
   }
 
  private:
-  static constexpr size_t kMost = 8;
+  // The smallest kept one that holds so many bytes and is at most twice as large.
+  static KeptBlock take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    int found = -1;
+    for (int i = 0; i < count_; ++i)
+      if (kept_[i].bytes >= bytes && kept_[i].bytes / 2 <= bytes &&
+          (found < 0 || kept_[i].bytes < kept_[found].bytes))
+        found = i;
+    return found < 0 ? KeptBlock{} : remove(found);
+  }
+  static KeptBlock remove(int i) {
+    const KeptBlock block = kept_[i];
+    for (--count_; i < count_; ++i) kept_[i] = kept_[i + 1];
+    return block;
+  }
+
+  // Plain data: tensors may be freed when the process ends, after whatever has a destructor.
+  static constexpr int kMost = 8;
   static inline std::mutex mutex_;
-  static std::vector<KeptBlock> kept_;
+  static KeptBlock kept_[kMost];  // in the order in which they came back
+  static inline int count_ = 0;
 };
-inline std::vector<KeptBlock> KeptBlock::kept_;
+inline KeptBlock KeptBlock::kept_[KeptBlock::kMost];
 
 // A contiguous tensor on like's device that holds anything; on the CPU, from what was kept.
 inline Tensor allocate_kept(const Tensor& like, const std::vector<int64_t>& size,

@@ -12,6 +12,7 @@
 
 #include "../cell_name.h"
 #include "../cells.h"
+#include "../cpu/matrix.h"
 #include "../cpu/softmax_plan.h"
 #include "../cpu/types.h"
 
@@ -22,6 +23,7 @@ const char* softmax_forward(const SoftmaxForward&, const SoftmaxPlan&);
 const char* softmax_backward(const SoftmaxBackward&, const SoftmaxPlan&);
 const char* softmax_search(const SoftmaxSearch&);
 const char* log_softmax(const LogSoftmax&);
+const char* run_matrix_product(const MatrixProduct&);
 }  // namespace FRNN_ISA
 }  // namespace fusedrnn
 
@@ -136,7 +138,7 @@ std::vector<Array> run_sequence(const CellOptions& options, const Case& c, DType
   SequenceForward f[2] = {};
   for (int64_t d = 0; d < N; ++d) {
     SequenceForward& a = f[d];
-    a.n = {T, B, H, P, type, d == 1, N * P, threads, options};
+    a.n = {T, B, H, P, type, d == 1, N * P, threads, false, options};
     a.gx = random(T * B * G * H), a.weight_hh = random(G * H * a.n.depth());
     a.weight_unit = V ? random(V * H) : nullptr, a.seed = &seed;
     a.bias_hh = c.bias ? random(G * H) : nullptr, a.weight_hr = c.P ? random(P * H) : nullptr;
@@ -329,6 +331,47 @@ void softmaxes() {
     }
 }
 
+std::vector<Array> run_matrices(DType type, int64_t M, int64_t N, int64_t K, int form,
+                                int threads) {
+  generator.seed(8);
+  const bool turn_a = form & 1, turn_b = form & 2, add = form & 4;
+  const Array a(type, M * K, true), b(type, K * N, true), bias(type, N, true);
+  std::vector<Array> out;
+  out.emplace_back(type, M * N, true);
+  const MatrixProduct product{.dtype = type,
+                              .threads = threads,
+                              .M = M,
+                              .N = N,
+                              .K = K,
+                              .a = a.get(),
+                              .a_row = turn_a ? M : K,
+                              .a_transposed = turn_a,
+                              .b = b.get(),
+                              .b_row = turn_b ? K : N,
+                              .b_transposed = turn_b,
+                              .bias = add ? nullptr : bias.get(),
+                              .c = out[0].get(),
+                              .c_row = N,
+                              .add = add};
+  if (const char* wrong = run_matrix_product(product)) complain(wrong);
+  ++runs;
+  return out;
+}
+
+// Sizes around vectors, tiles, the rows of a chunk, and both parts of K.
+void matrices() {
+  constexpr int64_t kSizes[][3] = {
+      {8, 1, 8}, {9, 17, 11}, {97, 66, 513}, {200, 130, 60}, {21, 33, 2060}};
+  for (const auto& [M, N, K] : kSizes)
+    for (DType type : {DType::f64, DType::f32})
+      for (int form = 0; form < 8; ++form) {
+        const auto expected = run_matrices(type, M, N, K, form, 1);
+        for (int threads : {2, 3})
+          if (!(run_matrices(type, M, N, K, form, threads) == expected))
+            complain("matrices: the bits depend on the threads");
+      }
+}
+
 }  // namespace
 
 int main() {
@@ -337,10 +380,13 @@ int main() {
 #undef X
   for (const char* name : kOptions) sequences(name);
   std::printf("%d sequence kernel runs", runs);
-#ifndef FRNN_BF16_DOT  // such an instruction set has no softmax of its own
+#ifndef FRNN_BF16_DOT  // such an instruction set has none of these of its own
   runs = 0;
   softmaxes();
   std::printf(", %d softmax kernel runs", runs);
+  runs = 0;
+  matrices();
+  std::printf(", %d products of matrices", runs);
 #endif
   std::printf("\n");
 }
