@@ -63,6 +63,7 @@ def empty_cache() -> int:
 
     Example:
         >>> import fusedrnn
+        >>> freed = fusedrnn.empty_cache()
         >>> fusedrnn.empty_cache()
         0
     """

@@ -59,9 +59,7 @@ def _fake_products(
     )
 
 
-def inputs(
-    backend: str, x: Tensor, weight_ih: list[Tensor], bias_ih: list[Tensor]
-) -> list[Tensor]:
+def inputs(backend: str, x: Tensor, weight_ih: list[Tensor], bias_ih: list[Tensor]) -> list[Tensor]:
     """The x-preactivations ``W_ih x + b_ih`` of each direction, ``[T, B, G*H]``.
 
     Args:
