@@ -50,11 +50,13 @@ constexpr int64_t kFewRows = 8;
 // CPU's own kernel where there is one (csrc/cpu/matrix.h), else by torch's BLAS.
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b,
                      const std::optional<Tensor>& added = std::nullopt) {
-  const int64_t M = out.size(0), K = a.size(1);
-  if (has_matrix_product(dtype_of(out)) && M >= kFewRows && K >= kFewRows && out.size(1) > 0) {
-    const char* wrong = matrix_product(product_of(out, a, b, added));
-    STD_TORCH_CHECK(wrong == nullptr, "fusedrnn: ", wrong ? wrong : "");
-    return;
+  if (has_matrix_product(dtype_of(out)) && out.size(0) >= kFewRows && a.size(1) >= kFewRows) {
+    const MatrixProduct product = product_of(out, a, b, added);
+    if (!product.b_transposed || product.b_row == product.K) {
+      const char* wrong = matrix_product(product);
+      STD_TORCH_CHECK(wrong == nullptr, "fusedrnn: ", wrong ? wrong : "");
+      return;
+    }
   }
   TORCH_ERROR_CODE_CHECK(
       added ? aoti_torch_cpu_addmm_out(out.get(), added->get(), a.get(), b.get(), 1, 1)
