@@ -67,10 +67,13 @@ def test_ignored_tokens_are_as_if_they_were_not_there(tree, place):
         x[ignored] = torch.inf  # whatever they are
     output, loss = layer(x, with_holes)
     short = layer(x[~ignored], target[~ignored])
-    assert torch.equal(output[~ignored], short.output) and not output[ignored].any()
+    assert not output[ignored].any()
     assert_close64(loss, short.loss, "loss")
     if fusedrnn._backend.current() == "reference":
-        return  # autograd carries 0 * inf back
+        # torch's products round a row as the number of rows asks for; autograd carries 0 * inf back.
+        assert_close64(output[~ignored], short.output, "output")
+        return
+    assert torch.equal(output[~ignored], short.output)
     grads = torch.autograd.grad(loss, [x, *layer.parameters()])
     wanted = torch.autograd.grad(short.loss, [x, *layer.parameters()])
     assert_close64(grads, wanted, "gradients")

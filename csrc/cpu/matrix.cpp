@@ -17,8 +17,9 @@ inline namespace FRNN_ISA {
 constexpr int64_t kPacked = 2048, kPart = 512;
 // Rows of A: 96 x 512 are 192 KB of float, and 16 tiles of six.
 constexpr int64_t kChunk = 96;
-// Multiply-adds for which it pays to wake another thread, about 10 us.
-constexpr int64_t kProductPerThread = 524288;
+// Multiply-adds for which it pays to wake another thread, about 20 us: on a busy machine it may come
+// milliseconds later, and a sequence of few rows needs no other anywhere.
+constexpr int64_t kProductPerThread = int64_t(1) << 20;
 
 template <class D>
 class Product {
@@ -28,9 +29,8 @@ class Product {
   explicit Product(const MatrixProduct& product) : p(product) {}
 
   const char* run(int threads) {
-    const char* wrong = nullptr;
     const int64_t deep = p.b_transposed ? p.K : kPacked;
-    for (int64_t k = 0; k < p.K && !wrong; k += deep) {
+    for (int64_t k = 0; k < p.K; k += deep) {
       const int64_t size = p.K - k < deep ? p.K - k : deep;
       const Rows rows = p.b_transposed ? Rows::outputs : Rows::inputs;
       const D* b = static_cast<const D*>(p.b) + k * p.b_row * !p.b_transposed;
@@ -50,7 +50,7 @@ class Product {
           rows_of(m, end - m < kChunk ? end - m : kChunk, k, panels, own);
       }
     }
-    return wrong;
+    return nullptr;
   }
 
  private:

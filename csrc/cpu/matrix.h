@@ -1,7 +1,6 @@
 // Products of whole matrices: the input product of all steps, and the sums over all steps that are
-// the gradients of x and of the weights. They use the recurrence's panels and tiles; the others'
-// are better nowhere and, where torch's BLAS takes an AMD processor for one without AVX-512, take
-// up to 1.7 times as long (docs/notebook-cpu.md).
+// the gradients of x and of the weights. They use the recurrence's panels and tiles: torch's BLAS
+// runs AVX2 kernels on an AMD processor and takes up to 1.7 times as long (docs/notebook-cpu.md).
 #pragma once
 #include <cstdint>
 
