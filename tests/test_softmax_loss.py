@@ -70,7 +70,7 @@ def test_ignored_tokens_are_as_if_they_were_not_there(tree, place):
     assert not output[ignored].any()
     assert_close64(loss, short.loss, "loss")
     if fusedrnn._backend.current() == "reference":
-        # torch's products round a row as the number of rows asks for; autograd carries 0 * inf back.
+        # torch's products round as the number of rows asks for; autograd carries 0 * inf back.
         assert_close64(output[~ignored], short.output, "output")
         return
     assert torch.equal(output[~ignored], short.output)
