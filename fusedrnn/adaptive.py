@@ -278,7 +278,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                 for project, weight in parts:
                     hidden = block if project is None else linear(block, project)
                     columns = logits[:, row : row + len(weight)]
-                    torch.mm(hidden.to(wide), weight.T, out=columns)
+                    torch.ops.fusedrnn.word_logits(hidden.to(wide), weight, out=columns)
                     row += len(weight)
                 if bias is not None:
                     logits[:, : len(bias)] += bias

@@ -20,6 +20,7 @@ from .triton import softmax_whole  # noqa: F401  registers its ops
 _native.LIBRARY.define(
     f"hierarchical_log_softmax.native_out(Tensor logits, {TREE}, *, Tensor(a!) out) -> ()"
 )
+_native.LIBRARY.define("word_logits(Tensor x, Tensor weight, *, Tensor(a!) out) -> ()")
 for _overload in ("native", "triton"):
     _native.LIBRARY.define(f"hierarchical_log_softmax.{_overload}(Tensor logits, {TREE}) -> Tensor")
     _native.LIBRARY.define(
@@ -97,6 +98,11 @@ def _fake_topk(
     N, k, wide = input.shape[0], rest[-1], state_dtype(input.dtype)
     words = leaf_rank.new_empty(N, k)
     return input.new_empty(N, k, dtype=wide), words, leaf_rank.new_empty(N)
+
+
+@torch.library.register_fake("fusedrnn::word_logits")
+def _fake_word_logits(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    return None
 
 
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax.native_out")

@@ -311,3 +311,19 @@ def test_two_processes(tmp_path):
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and "done" in output, output
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [(1, 5, 3), (9, 200, 33), (96, 70, 8), (97, 1, 40)], ids=str)
+def test_logits_into_the_columns_of_a_wider_matrix(size, dtype):
+    """Few rows and many, beside columns that stay as they were."""
+    N, V, H = size
+    x, weight = torch.randn(N, H, dtype=dtype), torch.randn(V, H, dtype=dtype)
+    wide = torch.full((N, V + 7), 5.0, dtype=dtype)
+    torch.ops.fusedrnn.word_logits(x, weight, out=wide[:, 3 : V + 3])
+    torch.testing.assert_close(wide[:, 3 : V + 3], x @ weight.T)
+    assert (wide[:, :3] == 5).all() and (wide[:, V + 3 :] == 5).all()
+    for wrong in (wide[:, :V].T, wide[:, :V].half()):
+        with pytest.raises(RuntimeError, match="out must be"):
+            torch.ops.fusedrnn.word_logits(x, weight, out=wrong)

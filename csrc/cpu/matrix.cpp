@@ -1,8 +1,9 @@
-// Products of matrices (matrix.h). A worker has rows of C of its own; all share B's panels, which
-// are packed for a part of K at a time. What is in the caches meanwhile: a few rows of A, kChunk
-// at most, and the part of a panel that meets them, kPart numbers deep. Each element of C is a sum
-// of parts of K in their order, and a part is one chain in the order of k: same input, same bits,
-// whatever the number of threads.
+// Products of matrices (matrix.h). Few rows of A meet B as a single step of the recurrence meets
+// W_hh: workers share B's columns, and pack each panel as they come to it. Of more rows each worker
+// has its own; all share B's panels, which are packed for a part of K at a time. What is in the
+// caches meanwhile: a few rows of A, kChunk at most, and the part of a panel that meets them, kPart
+// numbers deep. Each element of C is a sum of parts of K in their order, and a part is one chain in
+// the order of k: same input, same bits, whatever the number of threads.
 #include "matrix.h"
 
 #include <omp.h>
@@ -17,9 +18,11 @@ inline namespace FRNN_ISA {
 constexpr int64_t kPacked = 2048, kPart = 512;
 // Rows of A: 96 x 512 are 192 KB of float, and 16 tiles of six.
 constexpr int64_t kChunk = 96;
-// Multiply-adds for which it pays to wake another thread, about 20 us: on a busy machine it may come
-// milliseconds later, and a sequence of few rows needs no other anywhere.
+// Multiply-adds for which it pays to wake another thread, about 20 us: on a busy machine it may
+// come milliseconds later, and a sequence of few rows needs no other anywhere.
 constexpr int64_t kProductPerThread = int64_t(1) << 20;
+
+constexpr const char* kNoMemory = "out of memory for a product of matrices";
 
 template <class D>
 class Product {
@@ -29,6 +32,31 @@ class Product {
   explicit Product(const MatrixProduct& product) : p(product) {}
 
   const char* run(int threads) {
+    const bool few = p.M <= kChunk && p.b_transposed && !p.a_transposed && p.a_row == p.K && !p.add;
+    return few ? few_rows(threads) : many_rows(threads);
+  }
+
+ private:
+  const char* few_rows(int threads) const {
+    Panels<D, 1> panels(p.K, p.N, Rows::outputs, p.b, p.bias, 1, threads);
+    if (!panels) return kNoMemory;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      const Worker worker{omp_get_thread_num(), omp_get_num_threads()};
+      panels.prepare(worker);
+      worker.barrier();
+      const auto nothing = [](const Tile<D>&) {};
+      product(Crew(worker, 1, p.M), static_cast<const D*>(p.a), panels, nothing,
+              [&](const Tile<D>& tile) {
+                const int64_t j = tile.first * lanes;
+                D* out = static_cast<D*>(p.c) + tile.b * p.c_row + j;
+                leave(tile.c, tile.rows, tile.vectors, p.N - j, false, out);
+              });
+    }
+    return nullptr;
+  }
+
+  const char* many_rows(int threads) const {
     const int64_t deep = p.b_transposed ? p.K : kPacked;
     for (int64_t k = 0; k < p.K; k += deep) {
       const int64_t size = p.K - k < deep ? p.K - k : deep;
@@ -36,7 +64,7 @@ class Product {
       const D* b = static_cast<const D*>(p.b) + k * p.b_row * !p.b_transposed;
       Panels<D, 1> panels(size, p.N, rows, b, k == 0 ? p.bias : nullptr, 2, threads, p.b_row);
       const Buffer<D> turned(p.a_transposed ? threads * kChunk * size : 0, false);
-      if (!panels || !turned) return "out of memory for a product of matrices";
+      if (!panels || !turned) return kNoMemory;
 #pragma omp parallel num_threads(threads) if (threads > 1)
       {
         const Worker worker{omp_get_thread_num(), omp_get_num_threads()};
@@ -53,7 +81,6 @@ class Product {
     return nullptr;
   }
 
- private:
   // Rows m .. m + n - 1 of C, with the panels' part of K, from k on.
   void rows_of(int64_t m, int64_t n, int64_t k, const Panels<D, 1>& panels, D* turned) const {
     const D* a = static_cast<const D*>(p.a) + (p.a_transposed ? k * p.a_row + m : m * p.a_row + k);

@@ -1,4 +1,5 @@
-// Products over all steps, on the CPU. Before forward's loop the x-preactivations:
+// Products over all steps, on the CPU; and the logits of an output layer. Before forward's loop the
+// x-preactivations:
 //   gx = x W_ih^T + b_ih
 // After backward's, gradients: products of what it left with what entered. In one op: as torch
 // operators from Python they are twenty-five, and were a third of a small call instead of a fifth
@@ -79,6 +80,19 @@ struct Products {
   }
 };
 
+// Logits of some words: out = x W^T. Rows of out may lie apart.
+void word_logits(Tensor x, Tensor weight, Tensor out) {
+  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && has_size(out, {x.size(0), weight.size(0)}),
+                  "fusedrnn: out must be [N, V] for x [N, H] and weight [V, H], got ", show(out),
+                  ", ", show(x), " and ", show(weight));
+  STD_TORCH_CHECK(out.is_cpu() && out.scalar_type() == x.scalar_type() && out.stride(1) == 1,
+                  "fusedrnn: out must be on the CPU, of x's dtype, its columns side by side");
+  const int64_t N = x.size(0), V = weight.size(0), H = x.size(1);
+  const Checked checked(x, "x");
+  const Tensor rows = checked(x, "x", {N, H}), w = checked(weight, "weight", {V, H});
+  multiply(out, rows, matrix(w, 0, V, H, H, true));
+}
+
 List sequence_inputs(Tensor x, List weight_ih, List bias_ih) {
   STD_TORCH_CHECK(x.dim() == 3, "fusedrnn: x must be [T, B, I], got ", show(x));
   STD_TORCH_CHECK(bias_ih.empty() || bias_ih.size() == weight_ih.size(),
@@ -152,6 +166,7 @@ std::tuple<Tensor, List, List, List, List> sequence_products(
 }  // namespace fusedrnn
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
+  m.impl("word_logits", TORCH_BOX(&fusedrnn::word_logits));
   m.impl("sequence_inputs", TORCH_BOX(&fusedrnn::sequence_inputs));
   m.impl("sequence_products", TORCH_BOX(&fusedrnn::sequence_products));
 }
