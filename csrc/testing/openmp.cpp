@@ -61,10 +61,14 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) 
   Team made(threads ? int(threads) : 1);
   std::vector<std::thread> others;
   const auto work = [&](int index) {
+    // A team may be made within a team: its threads then go on with what they were at.
+    Team* const outer = team;
+    const int outer_index = thread_index;
+    const long outer_met = met;
+    Construct* const outer_loop = loop;
     team = &made, thread_index = index, met = 0;
     body(data);
-    team = &alone, thread_index = 0, met = 0;
-    alone.constructs.clear();
+    team = outer, thread_index = outer_index, met = outer_met, loop = outer_loop;
   };
   for (int i = 1; i < made.size; ++i) others.emplace_back(work, i);
   work(0);
