@@ -267,7 +267,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                 parts.append((cast(project.weight), cast(words.weight).to(wide)))
         bias = None if self.head.bias is None else cast(self.head.bias).to(wide)
         rows = sum(len(weight) for _, weight in parts)
-        # New pages for both cost more than their products (docs/notebook-cpu.md).
+        # New pages for both were a fifth of the call (docs/notebook-cpu.md).
         out, z = (
             torch.ops.fusedrnn.empty_kept(parts[0][1], *size)
             for size in ((len(x), self.n_classes), (min(len(x), _BLOCK), rows))

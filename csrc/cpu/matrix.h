@@ -26,7 +26,7 @@ struct MatrixProduct {
   bool add;
 };
 
-// Whether there is a kernel for this machine and dtype: elsewhere torch's BLAS is as fast.
+// Whether there is a kernel for this machine and dtype; elsewhere torch's BLAS serves.
 bool has_matrix_product(DType);
 
 // null when all is well, else what is wrong.
