@@ -18,8 +18,9 @@
 //   kSecond  how many of the LAST gates take a second recurrent product, of the cell's own operand
 //            instead of h: 0, or 1 in the reset-before GRU, whose candidate sees U (r * h).
 //
-//   weights(options)
-//     how many weights a unit has of its own: rows of weight_unit (csrc/sequence.h)
+//   kWeights, weights(options)
+//     how many weights a unit has of its own at most, and in a call: rows of weight_unit
+//     (csrc/sequence.h)
 //   forward(options, p, x, u, s, out, saved)
 //     options                                 what varies from call to call: csrc/cell_options.h
 //     p                                       what a unit has of its own: PerUnit, below
@@ -31,6 +32,9 @@
 //     dout[kStates] gradients of out          d[kGrads]   to be written
 //     ds[kStates]   the part of the gradients of s that does not pass through W_hh, to be written;
 //                   the kernel adds the product with W_hh to ds[0]
+//
+//   weight_grads(s, out, d, dw)             where kWeights > 0
+//     dw[kWeights] gradients of a unit's own weights, to be written
 //
 // With kSecond > 0 each direction has one more function, run before the second product:
 //   operand(options, x, u, s, saved)

@@ -90,6 +90,7 @@ struct SequenceBackward {
   void* dreset_h;     // [B, P]        data, or null: not wanted
   void* dreset_c;     // [S-1, B, H]   data, or null likewise
   void* dh;  // [T, B, P]     data: total gradient of each step's h; null without projection
+  void* dweight_unit;  // [V, H]       data, or null: not wanted; by CPU kernels only
 };
 
 // Launchers: one pair for each cell, found by its kernel's name. They take the layer's directions,

@@ -28,9 +28,9 @@ class Sequence(torch.autograd.Function):
     """The native and Triton ops with gradients.
 
     ``leaves`` are what has a gradient: x, h0, c0, the reset states, and all Weights one after
-    another. The products with ``weight_ih`` are in here too: one node of autograd instead of two,
-    and one sum for both biases (B=1: 0.2 ms of 1.8). Saves for backward what the forward op left;
-    nothing of it is changed: backward may run twice.
+    another. The products with ``weight_ih`` are in here too, and what normalises them: one node of
+    autograd instead of two, and one sum for both biases (B=1: 0.2 ms of 1.8). Saves for backward
+    what the forward op left; nothing of it is changed: backward may run twice.
     """
 
     @staticmethod
@@ -53,8 +53,8 @@ class Sequence(torch.autograd.Function):
         save = trace or not recompute
         call = (cell, backend, seed, lengths, mask, leaves[:5], _weights(leaves))
         y, hn, cn, *kept = forward(*call, save=save)
-        kept_for = [None] * 3 if recompute else kept
-        ctx.save_for_backward(seed, lengths, mask, y, *kept_for, *leaves)
+        kept_for = [None] * len(kept) if recompute else kept
+        ctx.save_for_backward(seed, lengths, mask, y, *leaves, *kept_for)
         ctx.cell, ctx.backend, ctx.recompute = cell, backend, recompute
         ctx.set_materialize_grads(False)
         if not trace:
@@ -69,12 +69,12 @@ class Sequence(torch.autograd.Function):
         needs = ctx.needs_input_grad[7:]
         # Once: checkpointing unpacks no tensor twice.
         seed, lengths, mask, y, *rest = ctx.saved_tensors
-        kept, leaves = rest[:3], rest[3:]
+        leaves, kept = rest[: len(needs)], rest[len(needs) :]
         if ctx.recompute:
             call = (ctx.cell, ctx.backend, seed, lengths, mask, leaves[:5], _weights(leaves))
             with torch.no_grad():
                 kept = forward(*call, save=True)[3:]
-        call = (ctx.cell, ctx.backend, needs, *douts[:3], seed, lengths, mask, y, *kept, *leaves)
+        call = (ctx.cell, ctx.backend, needs, *douts[:3], seed, lengths, mask, y, *leaves, *kept)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         grads = SequenceBackward.apply(*call) if again else gradients(*call)
         return (None,) * 7 + tuple(grads)
@@ -88,9 +88,10 @@ class SequenceBackward(torch.autograd.Function):
         ctx: object, cell: str, backend: str, needs: tuple[bool, ...], *tensors: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """``gradients``; ``tensors`` are its gradients of the outputs and what Sequence saved."""
-        douts, spans, leaves = tensors[:3], tensors[3:6], tensors[10:]
+        end = 7 + len(needs)
+        douts, spans, leaves = tensors[:3], tensors[3:6], tensors[7:end]
         ctx.save_for_backward(*spans, *douts, *leaves)
-        ctx.cell = CELLS[cell]
+        ctx.cell, ctx.kept = CELLS[cell], len(tensors) - end
         ctx.set_materialize_grads(False)
         return tuple(gradients(cell, backend, needs, *tensors))
 
@@ -98,7 +99,7 @@ class SequenceBackward(torch.autograd.Function):
     def backward(ctx: object, *ddleaves: Tensor | None) -> tuple[Tensor | None, ...]:
         """The reference, differentiated twice; to any order if a graph is asked for."""
         seed, lengths, mask, *given = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:6] + ctx.needs_input_grad[13:]
+        needed = ctx.needs_input_grad[3:6] + ctx.needs_input_grad[10 : 7 + len(given)]
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             roots = [
@@ -120,7 +121,7 @@ class SequenceBackward(torch.autograd.Function):
             )
         found = dict(zip(where, seconds, strict=True))
         second = [found.get(i) for i in range(len(roots))]
-        return None, None, None, *second[:3], *[None] * 7, *second[3:]
+        return None, None, None, *second[:3], *[None] * 4, *second[3:], *[None] * ctx.kept
 
 
 def grad_of(
@@ -152,15 +153,16 @@ def gradients(
     lengths: Tensor | None,
     mask: Tensor | None,
     y: Tensor,
-    saved: Tensor,
-    cells: Tensor,
-    hidden: Tensor,
-    *leaves: Tensor | None,
+    *tensors: Tensor | None,
 ) -> list[Tensor | None]:
-    """Gradients of the leaves: the loop is the backend's, then come products over all steps."""
+    """Gradients of the leaves: the loop is the backend's, then come products over all steps.
+
+    ``tensors`` are the leaves, and what ``forward`` left.
+    """
+    leaves, (saved, cells, hidden, *normed) = tensors[: len(needs)], tensors[len(needs) :]
     (x, h0, c0, *anew), weights = leaves[:5], _weights(leaves)
     resets = None if mask is None else Reset(mask, *anew)
-    grads, dh0, dc0, dh, *danew = op("backward", backend)(
+    grads, dh0, dc0, dh, *danew, dweight_unit = op("backward", backend)(
         cell, dy, dhn, dcn, y, h0, c0, _recurrent(weights), _each(weights, "weight_hr"),
         _each(weights, "weight_unit"), seed, lengths, mask, *anew, saved, cells,
     )  # fmt: skip
@@ -169,9 +171,13 @@ def gradients(
     matrix = any(n.weight_hh for n in each_needs) and not record.independent
     biases = any(n.bias_ih or n.bias_hh for n in each_needs)
     wanted = Needs(needs[0], any(n.weight_ih for n in each_needs), matrix, biases)
+    through = [
+        _through_norm(d, w, *normed[3 * i : 3 * i + 3])
+        for i, (d, w) in enumerate(zip(grads, weights, strict=True) if normed else ())
+    ]
     found = products(
         record, backend, grads, x if given else None, _each(weights, "weight_ih"), y, h0, saved,
-        met, wanted,
+        met, [dgx for dgx, _ in through], wanted,
     )  # fmt: skip
     flat: list[Tensor | None] = []
     for i, (w, need) in enumerate(zip(weights, each_needs, strict=True)):
@@ -182,7 +188,9 @@ def gradients(
             new[1] = w.weight_hh.clone()
         if need.weight_hr:
             new[4] = dh[i].flatten(0, 1).t() @ hidden[i].flatten(0, 1)
-        if need.weight_unit:
+        if need.weight_unit and backend == "cpu":
+            new[5] = dweight_unit[i]
+        elif need.weight_unit:
             h = met[i] if met else None
             own = unit_weight_grads(record, grads[i], h, cells[i], c0[i], *spans)
             own += norm_grads(record, grads[i], saved[i], cells[i])
@@ -190,12 +198,26 @@ def gradients(
         if need.weight_ch:
             c = before_of(0, cells[i].to(y.dtype), c0[i], *spans)
             new[6] = weight_grad(record, grads[i], c, saved[i])
+        if need.weight_ln_ih:
+            new[7] = through[i][1]
         flat += new
     dx: Tensor | None = None
     if needs[0]:
         dx = found.x if given else grads.flatten(3)[..., : len(record.gates) * grads.shape[4]]
     states = [g if n else None for g, n in zip((dh0, dc0, *danew), needs[1:5], strict=True)]
     return [dx, *states, *flat]
+
+
+def _through_norm(
+    grads: Tensor, weights: Weights, raw: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``W_ih x`` [T, B, G*H] and of the gain, of a direction's grads."""
+    width = raw.shape[2]
+    dgx, dgain, _ = torch.ops.aten.native_layer_norm_backward(
+        grads.flatten(2)[..., :width], raw, (width,), mean, rstd, weights.weight_ln_ih, None,
+        (True, True, False),
+    )  # fmt: skip
+    return dgx, dgain
 
 
 def _met(
@@ -207,9 +229,13 @@ def _met(
     lengths: Tensor | None,
     reset: Reset | None,
 ) -> list[Tensor]:
-    """What met W_hh, of each direction; nothing where it is h of the step before, or h0."""
+    """What met W_hh, of each direction; nothing where it is h of the step before, or h0.
+
+    Also h before each step where units are independent and their weights' gradients not the loop's.
+    """
     drawn = seed is not None and cell.variational
-    if not (cell.independent or reset or drawn or (lengths is not None and len(h0) > 1)):
+    met = reset or drawn or (lengths is not None and len(h0) > 1)
+    if not (backend != "cpu" if cell.independent else met):
         return []
     found, (mask, anew, _) = [], reset or (None, None, None)
     for i, (first, h) in enumerate(zip(h0, y.unflatten(2, (len(h0), -1)).unbind(2), strict=True)):
@@ -247,19 +273,30 @@ def forward(
     *,
     save: bool,
 ) -> tuple[Tensor, ...]:
-    """The input products of all steps, and the backend's forward op.
+    """The input products of all steps, normalised if they are to be, and the backend's forward op.
 
-    ``states`` are x, h0, c0 and the reset states.
+    ``states`` are x, h0, c0 and the reset states. What is normalised comes after the op's outputs:
+    of each direction W_ih x, and its mean and 1 / its deviation.
     """
     x, h0, c0, *anew = states
-    if weights[0].weight_ih is None:
+    weight_ih, bias_ih = _each(weights, "weight_ih"), _each(weights, "bias_ih")
+    normed: list[Tensor] = []
+    if not weight_ih:
         gx = list(x.unbind(0))
+    elif weights[0].weight_ln_ih is None:
+        gx = inputs(backend, x, weight_ih, bias_ih)
     else:
-        gx = inputs(backend, x, _each(weights, "weight_ih"), _each(weights, "bias_ih"))
-    return op("forward", backend)(
+        gx = []
+        for raw, w in zip(inputs(backend, x, weight_ih, []), weights, strict=True):
+            shape = raw.shape[2:]
+            of = torch.native_layer_norm(raw, shape, w.weight_ln_ih, w.bias_ih, 1e-5)
+            gx.append(of[0])
+            normed += [raw, *of[1:]]
+    outputs = op("forward", backend)(
         cell, gx, _recurrent(weights), _each(weights, "bias_hh"), _each(weights, "weight_hr"),
         _each(weights, "weight_unit"), seed, h0, c0, lengths, mask, *anew, save,
     )  # fmt: skip
+    return *outputs, *normed
 
 
 def alive(lengths: Tensor, T: int) -> Tensor:

@@ -17,9 +17,9 @@ from .cells import CELLS, Cell
 
 _native.LIBRARY.define(
     "sequence_products(str cell, Tensor grads, Tensor? x, Tensor[] weight_ih, Tensor y, Tensor h0,"
-    " Tensor saved, Tensor[] met, bool need_x, bool need_weight_ih, bool need_weight_hh,"
-    " bool need_biases) -> (Tensor dx, Tensor[] dweight_ih, Tensor[] dweight_hh,"
-    " Tensor[] dbias_ih, Tensor[] dbias_hh)"
+    " Tensor saved, Tensor[] met, Tensor[] dgx, bool need_x, bool need_weight_ih,"
+    " bool need_weight_hh, bool need_biases) -> (Tensor dx, Tensor[] dweight_ih,"
+    " Tensor[] dweight_hh, Tensor[] dbias_ih, Tensor[] dbias_hh)"
 )
 
 
@@ -43,6 +43,7 @@ def _fake_products(
     h0: Tensor,
     saved: Tensor,
     met: list[Tensor],
+    dgx: list[Tensor],
     need_x: bool,
     need_weight_ih: bool,
     need_weight_hh: bool,
@@ -104,6 +105,7 @@ def products(
     h0: Tensor,
     saved: Tensor,
     met: list[Tensor],
+    dgx: list[Tensor],
     needs: Needs,
 ) -> Products:
     """Gradients of x, the matrices and the biases.
@@ -118,22 +120,23 @@ def products(
         h0: ``[N, B, P]``.
         saved: ``[N, T, B, K, H]``.
         met: what met W_hh, ``[T, B, P]`` of each direction; empty: h of the step before.
+        dgx: gradients of ``W_ih x``, ``[T, B, G*H]`` of each direction; empty: they are in grads.
         needs: which gradients are wanted.
     """
     if backend == "cpu":
         op = torch.ops.fusedrnn.sequence_products
-        return Products(*op(cell.name, grads, x, weight_ih, y, h0, saved, met, *needs))
+        return Products(*op(cell.name, grads, x, weight_ih, y, h0, saved, met, dgx, *needs))
     (T, B, D, H), P = grads.shape[1:], h0.shape[2]
     width, all_x = len(cell.gates) * H, None if x is None else x.flatten(0, 1)
     found = Products(grads.new_empty(0), [], [], [], [])
     dx: Tensor | None = None
     for i, d in enumerate(grads):
         rows = d.view(T * B, D * H)
-        dgx = rows[:, :width]
+        of_x = dgx[i].flatten(0, 1) if dgx else rows[:, :width]
         if x is not None and needs.x:
-            dx = dgx @ weight_ih[i] if dx is None else dx.addmm_(dgx, weight_ih[i])
+            dx = of_x @ weight_ih[i] if dx is None else dx.addmm_(of_x, weight_ih[i])
         if x is not None and needs.weight_ih:
-            found.weight_ih.append(dgx.t() @ all_x)
+            found.weight_ih.append(of_x.t() @ all_x)
         if needs.weight_hh:
             h = met[i] if met else before(y[..., i * P : (i + 1) * P], h0[i], i == 1)
             found.weight_hh.append(weight_grad(cell, d, h, saved[i]))

@@ -7,11 +7,11 @@ projection's size), G gates, S states, K saved values, D gradient vectors (fused
 """
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
 
 from . import _autograd, _backend, _native, random, reference
 from ._call import Reset, Weights
@@ -30,7 +30,8 @@ _BACKWARD = (
     "(str cell, Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor y, Tensor h0, Tensor c0,"
     " Tensor[] weight_hh, Tensor[] weight_hr, Tensor[] weight_unit, Tensor? seed, Tensor? lengths,"
     " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor saved, Tensor cells)"
-    " -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh, Tensor dreset_h, Tensor dreset_c)"
+    " -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh, Tensor dreset_h, Tensor dreset_c,"
+    " Tensor dweight_unit)"
 )
 
 
@@ -65,6 +66,7 @@ def _fake_forward(
 
 
 def _fake_backward(
+    overload: str,
     cell: str,
     dy: Tensor | None,
     dhn: Tensor | None,
@@ -85,6 +87,7 @@ def _fake_backward(
 ) -> tuple[Tensor, ...]:
     (N, B, P), T = h0.shape, y.shape[0]
     H = weight_hh[0].shape[0] // len(CELLS[cell].gates)
+    by_loop = overload == "native" and y.device.type == "cpu"
     return (
         y.new_empty(N, T, B, CELLS[cell].grads, H),
         torch.empty_like(h0),
@@ -92,6 +95,7 @@ def _fake_backward(
         y.new_empty((N, T, B, P) if weight_hr else 0),
         y.new_empty(0) if reset_h is None else torch.empty_like(h0),
         y.new_empty(0) if reset_c is None else torch.empty_like(c0),
+        y.new_empty((N, *weight_unit[0].shape) if weight_unit and by_loop else 0),
     )
 
 
@@ -99,7 +103,8 @@ for _overload in ("native", "triton"):
     _native.LIBRARY.define(f"sequence_forward.{_overload}{_FORWARD}")
     _native.LIBRARY.define(f"sequence_backward.{_overload}{_BACKWARD}")
     torch.library.register_fake(f"fusedrnn::sequence_forward.{_overload}", _fake_forward)
-    torch.library.register_fake(f"fusedrnn::sequence_backward.{_overload}", _fake_backward)
+    _fake = partial(_fake_backward, _overload)
+    torch.library.register_fake(f"fusedrnn::sequence_backward.{_overload}", _fake)
 
 
 _native.LIBRARY.define(
@@ -171,8 +176,6 @@ def sequence(
     """
     projected = weights[0].weight_hr is not None
     backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, projected))
-    if weights[0].weight_ln_ih is not None:
-        x, weights = _normed_inputs(x, weights)
     seed = random.seeds(len(weights), x.device) if training and cell.random else None
     if backend == "reference":
         return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace, seed)
@@ -192,16 +195,6 @@ def sequence(
         saved = torch.where(rows.unsqueeze(-1), saved, 0)
         return *results, saved, torch.where(rows.unsqueeze(1), inner, 0)
     return outputs[:5]
-
-
-def _normed_inputs(x: Tensor, weights: tuple[Weights, ...]) -> tuple[Tensor, tuple[Weights, ...]]:
-    """The normalised x-preactivations of each direction, and the weights that are left."""
-    gx = [
-        layer_norm(linear(x, w.weight_ih), (len(w.weight_ih),), w.weight_ln_ih, w.bias_ih)
-        for w in weights
-    ]
-    rest = tuple(w._replace(weight_ih=None, bias_ih=None, weight_ln_ih=None) for w in weights)
-    return torch.stack(gx) if len(gx) > 1 else gx[0].unsqueeze(0), rest
 
 
 def step(

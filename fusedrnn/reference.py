@@ -39,12 +39,19 @@ def sequence(
     results = []
     with torch.autocast(x.device.type, enabled=False):  # dtypes are the caller's choice
         for d, w in enumerate(weights):
-            gx = x[d] if w.weight_ih is None else linear(x, w.weight_ih, w.bias_ih)
+            gx = x[d] if w.weight_ih is None else _inputs(x, w)
             anew = reset and reset.of(d)
             of = None if seed is None else seed[d]
             results.append(_direction(cell, gx, w, h0[d], c0[d], lengths, anew, d == 1, trace, of))
     y, *rest = zip(*results, strict=True)
     return torch.cat(y, -1), *map(torch.stack, rest)
+
+
+def _inputs(x: Tensor, w: Weights) -> Tensor:
+    """The x-preactivations of all steps."""
+    if w.weight_ln_ih is None:
+        return linear(x, w.weight_ih, w.bias_ih)
+    return layer_norm(linear(x, w.weight_ih), (len(w.weight_ih),), w.weight_ln_ih, w.bias_ih)
 
 
 class _Limited(torch.autograd.Function):

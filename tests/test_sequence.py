@@ -329,7 +329,7 @@ def test_opcheck(name, directions, lengths):
 @cells
 @needs_native
 @directions
-@pytest.mark.parametrize("given", [False, True], ids=["y", "met"])
+@pytest.mark.parametrize("given", [False, True], ids=["y", "met and dgx"])
 def test_products_of_the_native_op_are_those_of_torch(cell, directions, given):
     """Also of x that is not contiguous, as batch_first hands it over."""
     N, T, B, I, H, G = directions, 4, 3, 5, 6, len(cell.gates)
@@ -337,6 +337,7 @@ def test_products_of_the_native_op_are_those_of_torch(cell, directions, given):
     x, h0, weight_ih = new(B, T, I).transpose(0, 1), new(N, B, H), list(new(N, G * H, I))
     tensors = (new(N, T, B, cell.grads, H), x, weight_ih, new(T, B, N * H), h0)
     tensors += (new(N, T, B, cell.kept, H), list(new(N, T, B, H)) if given else [])
+    tensors += (list(new(N, T, B, G * H)) if given else [],)
     for some in (Needs(True, True, True, True), Needs(False, False, True, False)):
         ours, theirs = (products(cell, kind, *tensors, some) for kind in ("cpu", "triton"))
         for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
@@ -355,7 +356,8 @@ def test_products_of_many_rows(size, dtype, on_threads):
     """Against torch's in float64, and the same bits on one thread and two."""
     (T, B, I, H), cell, new = size, CELLS["lstm"], partial(torch.randn, dtype=torch.float64)
     x, w, b = new(T, B, I), new(4 * H, I), new(4 * H)
-    given = (new(1, T, B, 4, H), x, [w], new(T, B, H), new(1, B, H), new(1, T, B, cell.kept, H), [])
+    given = (new(1, T, B, 4, H), x, [w], new(T, B, H), new(1, B, H), new(1, T, B, cell.kept, H))
+    given += ([], [])
     narrow = [tree_map(lambda t: t.to(dtype), part) for part in ((x, [w], [b]), given)]
     results = []
     for threads in (1, 2):
@@ -425,12 +427,14 @@ def test_kept_memory_is_nobody_elses():
         (6, lambda saved: saved[0], "saved has shape"),
         (7, lambda met: met * 2, "met must hold a tensor for each direction or none"),
         (7, lambda met: [met[0][1:]], "met has shape"),
+        (8, lambda dgx: dgx * 2, "dgx must hold a tensor for each direction or none"),
+        (8, lambda dgx: [dgx[0][1:]], "dgx has shape"),
     ],
 )
 def test_products_check_what_would_read_out_of_bounds(index, change, message):
     new = torch.randn
     given = ["lstm", new(1, 4, 2, 4, 3), new(4, 2, 5), [new(12, 5)], new(4, 2, 3), new(1, 2, 3)]
-    given += [new(1, 4, 2, CELLS["lstm"].kept, 3), [new(4, 2, 3)], True, True, True, True]
+    given += [new(1, 4, 2, CELLS["lstm"].kept, 3), [new(4, 2, 3)], [new(4, 2, 12)], *[True] * 4]
     torch.ops.fusedrnn.sequence_products(*given)
     given[index] = change(given[index])
     with pytest.raises(RuntimeError, match=message):

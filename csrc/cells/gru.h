@@ -15,6 +15,7 @@ struct GRU {
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 4, kSecond = 0, kNorms = 1;
   // The candidate's two preactivations differ by the factor r: d[2] is that of x, d[3] that of q.
   FRNN_HD static constexpr int h_grad(int g) { return g < 2 ? g : 3; }
+  static constexpr int kWeights = 0;
   FRNN_HD static constexpr int weights(const CellOptions&) { return 0; }
 
   template <class T>

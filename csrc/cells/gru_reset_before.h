@@ -16,6 +16,7 @@ struct GRUResetBefore {
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 3, kSecond = 1, kNorms = 0,
                        kOperand = 3;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
+  static constexpr int kWeights = 0;
   FRNN_HD static constexpr int weights(const CellOptions&) { return 0; }
 
   template <class T>

@@ -16,7 +16,8 @@ struct LSTM {
   static constexpr int kGates = 4, kStates = 2, kSaved = 4, kGrads = 4, kSecond = 0, kNorms = 2;
   static constexpr int kOutputGate = 3;  // of the gates, and of saved
   FRNN_HD static constexpr int h_grad(int g) { return g; }
-  FRNN_HD static constexpr int weights(const CellOptions& o) { return o.peephole ? 3 : 0; }
+  static constexpr int kWeights = 3;
+  FRNN_HD static constexpr int weights(const CellOptions& o) { return o.peephole ? kWeights : 0; }
 
   template <class T>
   FRNN_HD static void forward(const CellOptions& options, const PerUnit<T>& p, const T (&x)[4],
@@ -53,6 +54,12 @@ struct LSTM {
     d[2] = dc * dropped(options, p, i) * slope(options.candidate, g);
     ds[1] += dc * f;
     if (options.peephole) ds[1] += d[0] * p.weight[0] + d[1] * p.weight[1];
+  }
+
+  template <class T>
+  FRNN_HD static void weight_grads(const T (&s)[2], const T (&out)[2], const T (&d)[4],
+                                   T (&dw)[3]) {
+    dw[0] = d[0] * s[1], dw[1] = d[1] * s[1], dw[2] = d[3] * out[1];
   }
 };
 

@@ -15,7 +15,8 @@ struct LSTMCoupled {
   static constexpr int kGates = 3, kStates = 2, kSaved = 3, kGrads = 3, kSecond = 0, kNorms = 2;
   static constexpr int kOutputGate = 2;  // of the gates, and of saved
   FRNN_HD static constexpr int h_grad(int g) { return g; }
-  FRNN_HD static constexpr int weights(const CellOptions& o) { return o.peephole ? 2 : 0; }
+  static constexpr int kWeights = 2;
+  FRNN_HD static constexpr int weights(const CellOptions& o) { return o.peephole ? kWeights : 0; }
 
   template <class T>
   FRNN_HD static void forward(const CellOptions& options, const PerUnit<T>& p, const T (&x)[3],
@@ -50,6 +51,12 @@ struct LSTMCoupled {
     d[1] = dc * dropped(options, p, T(1) - f) * slope(options.candidate, g);
     ds[1] += dc * f;
     if (options.peephole) ds[1] += d[0] * p.weight[0];
+  }
+
+  template <class T>
+  FRNN_HD static void weight_grads(const T (&s)[2], const T (&out)[2], const T (&d)[3],
+                                   T (&dw)[2]) {
+    dw[0] = d[0] * s[1], dw[1] = d[2] * out[1];
   }
 };
 

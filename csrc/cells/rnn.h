@@ -12,7 +12,10 @@ struct RNN {
   static constexpr const char* kName = "rnn";
   static constexpr int kGates = 1, kStates = 1, kSaved = 1, kGrads = 1, kSecond = 0, kNorms = 0;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
-  FRNN_HD static constexpr int weights(const CellOptions& o) { return o.independent ? 1 : 0; }
+  static constexpr int kWeights = 1;
+  FRNN_HD static constexpr int weights(const CellOptions& o) {
+    return o.independent ? kWeights : 0;
+  }
 
   template <class T>
   FRNN_HD static void forward(const CellOptions& options, const PerUnit<T>& p, const T (&x)[1],
@@ -31,6 +34,11 @@ struct RNN {
     if (options.residual && options.dropout > 0) d[0] = p.drop * d[0];
     ds[0] = options.residual ? dout[0] : T(0);
     if (options.independent) ds[0] += d[0] * p.weight[0];
+  }
+
+  template <class T>
+  FRNN_HD static void weight_grads(const T (&s)[1], const T (&)[1], const T (&d)[1], T (&dw)[1]) {
+    dw[0] = d[0] * s[0];
   }
 };
 

@@ -20,6 +20,7 @@ struct SLSTM {
   static constexpr const char* kName = "slstm";
   static constexpr int kGates = 4, kStates = 4, kSaved = 5, kGrads = 4, kSecond = 0, kNorms = 0;
   FRNN_HD static constexpr int h_grad(int g) { return g; }
+  static constexpr int kWeights = 0;
   FRNN_HD static constexpr int weights(const CellOptions&) { return 0; }
 
   template <class T>

@@ -5,6 +5,7 @@
 #pragma once
 #include "../cells/nonlinearity.h"
 #include "forward.h"
+#include "unit_sums.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
@@ -47,11 +48,12 @@ class BackwardPass {
         anew_c(a.reset ? Inner * B * H : 0),
         danew_h(a.reset ? B * P : 0),
         danew_c(a.reset ? Inner * B * H : 0),
-        meeting(a) {}
+        meeting(a),
+        own_sums(a.dweight_unit ? CallSizes<Cell>(a.n.options).weights : 0, H, B) {}
 
   bool allocated() const {
     return w1 && wc && w2 && wr && c0 && gates && direct && dc && dh && second && partial &&
-           anew_h && anew_c && danew_h && danew_c && meeting;
+           anew_h && anew_c && danew_h && danew_c && meeting && own_sums;
   }
 
   void run(const Worker& worker, int crews) {
@@ -96,6 +98,7 @@ class BackwardPass {
       crew.barrier();
     }
     finish(crew);
+    if (own_sums.any) own_sums.finish(worker, static_cast<D*>(a.dweight_unit));
   }
 
  protected:
@@ -277,6 +280,7 @@ class BackwardPass {
     states_around(t, later, p, s, out, dout);
     dout[0] = total;
     cell_backward<Cell>(a.n.options, own_values<Cell, D>(a, t, p), saved, s, out, dout, d, ds);
+    if (own_sums.any) add_own(p, s, out, d);
     if (!projected) scatter(p, ds[0], in(direct.get(), 1));
     each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, ds[k], in(dc.get() + (k - 1) * B * H, 1)); });
     each<N2>([&](auto g) FRNN_INLINE {
@@ -286,6 +290,15 @@ class BackwardPass {
       each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(partial.get() + k * H, N)); });
     else
       leave(t, p, now, d);
+  }
+
+  // The gradients of the cell's own weights.
+  FRNN_INLINE void add_own(const Two& p, const L (&s)[S], const L (&out)[S], const L (&d)[N]) {
+    if constexpr (Cell::kWeights > 0) {
+      L dw[Cell::kWeights];
+      Cell::weight_grads(s, out, d, dw);
+      for (int w = 0; w < Cell::weights(a.n.options); ++w) own_sums.add(w, p, dw[w]);
+    }
   }
 
   // After the second product, which brings the gradient of the cell's operand.
@@ -353,6 +366,7 @@ class BackwardPass {
   Buffer<A> anew_c;   // [S-1, B, H]
   Buffer<A> danew_h, danew_c;  // ... and its gradient
   const Meeting<A> meeting;
+  UnitSums<A> own_sums;
 };
 
 }  // namespace FRNN_ISA

@@ -39,7 +39,7 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
   static constexpr int Inner = S - 1;
   static constexpr bool kInner = Cell::kNorms == 2;
   using Base::a, Base::T, Base::B, Base::H, Base::P, Base::w1, Base::wr, Base::row, Base::gates;
-  using Base::direct, Base::dc, Base::dh, Base::projected, Base::in;
+  using Base::direct, Base::dc, Base::dh, Base::own_sums, Base::projected, Base::in;
 
  public:
   explicit NormedBackwardPass(const SequenceBackward& args)
@@ -94,6 +94,7 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
       crew.barrier();
     }
     this->finish(crew);
+    if (own_sums.any) own_sums.finish(worker, static_cast<D*>(a.dweight_unit));
   }
 
  private:
@@ -106,6 +107,7 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
 
   void step_row(int64_t t, int64_t later, int64_t b, O* now) {
     const CellOptions& options = a.n.options;
+    const int weights = Cell::weights(options);
     const D* save = static_cast<const D*>(a.saved) + t * B * saved_width * H;
     D* grads = static_cast<D*>(a.grads) + t * B * width * H;
     const D* v = save + (b * saved_width + K) * H;
@@ -124,6 +126,10 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
         const L dn = dh_new * o * slope(options.output, y);
         scatter(p, dh_new * y * o * (L(1) - o), in(d_o, 1));
         scatter(p, dn, in(grads + (width - 1) * H, width));
+        if (own_sums.any) {
+          own_sums.add(weights + G, p, dn * n);
+          own_sums.add(weights + G + 1, p, dn);
+        }
         scatter(p, dn * gain, in(d_n, 1));
         c_means.add(p, dn * gain, n);
       });
@@ -147,14 +153,17 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
       }
       Cell::backward(options, own, saved, s, out, dout, d, ds);
       if constexpr (kInner) d[Cell::kOutputGate] = gather(p, in(d_o, 1));
+      if (own_sums.any) this->add_own(p, s, out, d);
       if (options.zoneout_h > 0) ds[0] += (L(1) - own.keep_h) * dh_new;
       if (!projected) scatter(p, ds[0], in(direct.get(), 1));
       each<S, 1>([&](auto k) FRNN_INLINE { scatter(p, ds[k], in(dc.get() + (k - 1) * B * H, 1)); });
       each<N>([&](auto k) FRNN_INLINE { scatter(p, d[k], in(grads + k * H, width)); });
       each<G>([&](auto g) FRNN_INLINE {
-        const L dn = d[Cell::h_grad(g)] * norm(g, p);
+        const L n = normal(gather(p, in(save + (K + g) * H, saved_width)), of_v);
+        const L du_g = d[Cell::h_grad(g)], dn = du_g * norm(g, p);
         scatter(p, dn, in(du.get() + g * H, G));
-        v_means.add(p, dn, normal(gather(p, in(save + (K + g) * H, saved_width)), of_v));
+        v_means.add(p, dn, n);
+        if (own_sums.any) own_sums.add(weights + g, p, du_g * n);
       });
     });
     v_means.close(G * H);

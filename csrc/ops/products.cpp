@@ -27,7 +27,11 @@ struct Products {
   Tensor vectors(int64_t a, int64_t n, int64_t step, int64_t steps, bool transposed) const {
     return matrix(grads, from + step * B * D * H + a * H, steps * B, n * H, D * H, transposed);
   }
-  Tensor of_x(bool transposed) const { return vectors(0, c.gates, 0, T, transposed); }
+  // Of W_ih x: dgx [T, B, G*H] if it is given.
+  Tensor of_x(const Maybe& dgx, bool transposed) const {
+    if (!dgx) return vectors(0, c.gates, 0, T, transposed);
+    return matrix(*dgx, 0, T * B, c.gates * H, c.gates * H, transposed);
+  }
 
   // Gates in a row whose vectors are in a row are one run: use(gate, vector, how many).
   template <class Use>
@@ -115,7 +119,7 @@ List sequence_inputs(Tensor x, List weight_ih, List bias_ih) {
 
 std::tuple<Tensor, List, List, List, List> sequence_products(
     std::string cell, Tensor grads, Maybe x, List weight_ih, Tensor y, Tensor h0, Tensor saved,
-    List met, bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_biases) {
+    List met, List dgx, bool need_x, bool need_weight_ih, bool need_weight_hh, bool need_biases) {
   const CellSizes c = sizes_of(read_cell(cell));
   STD_TORCH_CHECK(grads.dim() == 5 && h0.dim() == 3, "fusedrnn: grads must be [N, T, B, D, H] and ",
                   "h0 [N, B, P], got ", show(grads), " and ", show(h0));
@@ -123,6 +127,8 @@ std::tuple<Tensor, List, List, List, List> sequence_products(
   const int64_t P = h0.size(2), I = x ? x->size(x->dim() - 1) : 0, width = c.gates * H;
   STD_TORCH_CHECK(met.empty() || int64_t(met.size()) == N,
                   "fusedrnn: met must hold a tensor for each direction or none, got ", met.size());
+  STD_TORCH_CHECK(dgx.empty() || int64_t(dgx.size()) == N,
+                  "fusedrnn: dgx must hold a tensor for each direction or none, got ", dgx.size());
   STD_TORCH_CHECK(!x || int64_t(weight_ih.size()) == N,
                   "fusedrnn: weight_ih must hold a tensor for each direction, got ",
                   weight_ih.size());
@@ -135,6 +141,7 @@ std::tuple<Tensor, List, List, List, List> sequence_products(
   h0 = checked(h0, "h0", {N, B, P});
   saved = checked(saved, "saved", {N, T, B, c.saved, H});
   met = checked(met, "met", {T, B, P});
+  dgx = checked(dgx, "dgx", {T, B, width});
 
   need_x = need_x && x.has_value();
   const Tensor dx = allocate(grads, need_x ? Size{T, B, I} : Size{0});
@@ -142,12 +149,13 @@ std::tuple<Tensor, List, List, List, List> sequence_products(
   List dweight_ih, dweight_hh, dbias_ih, dbias_hh;
   for (int64_t d = 0; d < N; ++d) {
     const Products p = {c, T, B, c.grads, H, P, grads, d * T * B * c.grads * H};
+    const Maybe normed = dgx.empty() ? Maybe() : Maybe(dgx[d]);
     if (x) {
       const Tensor& w = weight_ih[d];
-      if (need_x) multiply(all_dx, p.of_x(false), w, d > 0 ? Maybe(all_dx) : Maybe());
+      if (need_x) multiply(all_dx, p.of_x(normed, false), w, d > 0 ? Maybe(all_dx) : Maybe());
       if (need_weight_ih) {
         dweight_ih.push_back(allocate(grads, {width, I}));
-        multiply(dweight_ih.back(), p.of_x(true), matrix(*x, 0, T * B, I, I));
+        multiply(dweight_ih.back(), p.of_x(normed, true), matrix(*x, 0, T * B, I, I));
       }
     }
     if (need_weight_hh) {

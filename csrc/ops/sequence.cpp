@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
   return {y, hn, cn, saved, cells, hidden};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
     std::string cell, Maybe dy, Maybe dhn, Maybe dcn, Tensor y, Tensor h0, Tensor c0,
     List weight_hh, List weight_hr, List weight_unit, Maybe seed, Maybe lengths, Maybe reset,
     Maybe reset_h, Maybe reset_c, Tensor saved, Tensor cells) {
@@ -183,6 +183,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
   Tensor dh = allocate(y, p.projected ? Size{N, T, B, P} : Size{0});
   Tensor dreset_h = allocate(y, anew ? Size{N, B, P} : Size{0});
   Tensor dreset_c = allocate(y, anew ? Size{N, S - 1, B, H} : Size{0});
+  const bool own = p.c.weights > 0 && y.is_cpu();
+  Tensor dweight_unit = allocate(y, own ? Size{N, p.c.weights, H} : Size{0});
+  if (own && (T == 0 || B == 0)) torch::stable::zero_(dweight_unit);
   SequenceBackward args[2] = {};
   for (int64_t d = 0; d < N; ++d) {
     SequenceBackward& a = args[d];
@@ -206,10 +209,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
     a.dreset_h = out(dreset_h, d, anew);
     a.dreset_c = out(dreset_c, d, anew);
     a.dh = out(dh, d, p.projected);
+    a.dweight_unit = out(dweight_unit, d, own);
   }
   const auto pick = [](const SequenceKernels& k) { return k.backward; };
   if (B > 0) launch(p.cell.kernel, y, args, N, true, pick);
-  return {grads, dh0, dc0, dh, dreset_h, dreset_c};
+  return {grads, dh0, dc0, dh, dreset_h, dreset_c, dweight_unit};
 }
 
 }  // namespace

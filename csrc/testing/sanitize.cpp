@@ -166,6 +166,7 @@ std::vector<Array> run_sequence(const CellOptions& options, const Case& c, DType
     if (c.reset) b.dreset_h = blank(gradients, type, B * P);
     if (c.reset) b.dreset_c = blank(gradients, type, (S - 1) * B * H);
     if (c.P) b.dh = blank(gradients, type, T * B * P);
+    if (V) b.dweight_unit = blank(gradients, type, V * H);
   }
   if (save) {
     if (const char* wrong = kernels->backward(g, int(N), nullptr, nullptr)) complain(wrong);

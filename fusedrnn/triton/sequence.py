@@ -125,7 +125,8 @@ def sequence_backward(
         run = _launch.backward_whole if p.plan.whole else _launch.backward_steps
         with on(y.device):
             run(p, layer, spans)
-    return grads, *(t.to(y.dtype) for t in (carry_h, carry_c)), dh, *(t.to(y.dtype) for t in dreset)
+    states = (t.to(y.dtype) for t in (carry_h, carry_c))
+    return grads, *states, dh, *(t.to(y.dtype) for t in dreset), y.new_empty(0)
 
 
 for _key in ("CUDA", "XPU", "CPU"):
