@@ -138,7 +138,7 @@ class Host:
         if reset_h is not None:
             made |= {"dreset_h": (h0.shape, dtype), "dreset_c": (c0.shape, dtype)}
         got = self.call("backward", cell, (N, T, B, H, P), dtype, given, made)
-        names = ("grads", "dh0", "dc0", "dh", "dreset_h", "dreset_c")
+        names = ("grads", "dh0", "dc0", "dh", "dreset_h", "dreset_c", "dweight_unit")
         return tuple(got.get(k, h0.new_empty(0)) for k in names)
 
 

@@ -64,10 +64,10 @@ class BackwardPass {
       const int64_t later = i == 0 ? -1 : a.n.reverse ? t - 1 : t + 1;
       const O* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * row;
       O* now = gates.get() + ((i + 1) % 2) * B * row;
-      const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
+      StepAhead ahead = touched(crew, a.n.reverse ? t + 1 : t - 1);
       const auto nothing = [](const Tile<A>&) {};
       if (full) through_full(crew, following);
-      product(crew, following, w1, fetch, [&](const Tile<A>& tile) {
+      product(crew, following, w1, ahead, [&](const Tile<A>& tile) {
         each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
           where_alive(
               a.lengths, t, pair, [&](const Two& p) FRNN_INLINE { arrive(t, later, p, now); },
@@ -86,7 +86,7 @@ class BackwardPass {
       }
       if (projected) {
         crew.barrier();
-        product(crew, dh.get(), wr, fetch, [&](const Tile<A>& tile) {
+        product(crew, dh.get(), wr, nothing, [&](const Tile<A>& tile) {
           each_pair<1>(tile, H, [&](const Two& pair) FRNN_INLINE {
             where_alive(
                 a.lengths, t, pair,
@@ -150,19 +150,21 @@ class BackwardPass {
     return gather(p, [](const Units<A>& u) FRNN_INLINE { return u.c; });
   }
 
-  // What the epilogue of a tile will read and write in memory that no step has touched before.
-  void prefetch(int64_t t, const Tile<A>& tile) const {
-    const int64_t j = tile.first * Vector<A>::lanes, before = a.n.reverse ? t + 1 : t - 1;
-    for (int64_t b = tile.b; b < tile.b + tile.rows; ++b) {
-      prefetch_rows(static_cast<const D*>(a.saved) + (t * B + b) * K * H + j, K, H, tile.vectors);
-      prefetch_rows(static_cast<D*>(a.grads) + (t * B + b) * N * H + j, N, H, tile.vectors);
-      if (before < 0 || before >= T) continue;
-      prefetch_rows(static_cast<const A*>(a.cells) + (before * Inner * B + b) * H + j, Inner, B * H,
-                    tile.vectors);
-      if (projected) continue;
-      prefetch_rows(row_of(a.y, before, b) + j, 1, 0, tile.vectors);
-      if (a.dy) prefetch_rows(row_of(a.dy, t, b) + j, 1, 0, tile.vectors);
-    }
+  // What step t reads and writes and none before it has.
+  StepAhead touched(const Crew& crew, int64_t t) const {
+    StepAhead ahead(crew, P);
+    if (t < 0 || t >= T) return ahead;
+    const CallSizes<Cell> width(a.n.options);
+    const int64_t before = a.n.reverse ? t + 1 : t - 1, K_H = width.saved * H,
+                  N_H = width.grads * H;
+    ahead.add(static_cast<const D*>(a.saved) + t * B * K_H, K_H, K_H);
+    ahead.add(static_cast<D*>(a.grads) + t * B * N_H, N_H, N_H);
+    if (a.dy) ahead.add(row_of(a.dy, t, 0), P, a.n.y_row);
+    if (before < 0 || before >= T) return ahead;
+    ahead.add(row_of(a.y, before, 0), P, a.n.y_row);
+    for (int k = 0; k < Inner; ++k)
+      ahead.add(static_cast<const A*>(a.cells) + (before * Inner + k) * B * H, H, H);
+    return ahead;
   }
 
   // Row b at step t of y or dy.

@@ -2,6 +2,7 @@
 // epilogue, one barrier, and again where a cell has a second product or there is a projection.
 #pragma once
 #include "own_values.h"
+#include "step_ahead.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
@@ -57,17 +58,17 @@ class ForwardPass {
           restart(next, pair.second, after);
         }
       };
-      const auto fetch = [&](const Tile<A>& tile) { prefetch(t, tile); };
+      StepAhead ahead = touched(crew, next);
       const auto nothing = [](const Tile<A>&) {};
       if constexpr (N2 > 0) {
-        product(crew, before, w1, fetch, [&](const Tile<A>& tile) {
+        product(crew, before, w1, ahead, [&](const Tile<A>& tile) {
           each_pair<N1>(tile, H, [&](const Two& p) FRNN_INLINE { first_gates(t, p, before); });
         });
         crew.barrier();
         product(crew, operand.get(), w2, nothing,
                 [&](const Tile<A>& tile) { each_pair<N2>(tile, H, units); });
       } else {
-        product(crew, before, w1, fetch,
+        product(crew, before, w1, ahead,
                 [&](const Tile<A>& tile) { each_pair<N1>(tile, H, units); });
       }
       if (a.weight_hr) project_all(crew, t, next, before, after);
@@ -135,18 +136,18 @@ class ForwardPass {
     return [=, this](const Units<A>& u) FRNN_INLINE { return y_at(t, u.b, u.j); };
   }
 
-  // What the epilogue of a tile will read and write in memory that no step has touched before.
-  void prefetch(int64_t t, const Tile<A>& tile) const {
-    const int64_t j = tile.first * Vector<A>::lanes;
-    for (int64_t b = tile.b; b < tile.b + tile.rows; ++b) {
-      prefetch_rows(static_cast<const D*>(a.gx) + (t * B + b) * G * H + j, G, H, tile.vectors);
-      if (!a.saved) continue;
-      prefetch_rows(static_cast<D*>(a.saved) + (t * B + b) * K * H + j, K, H, tile.vectors);
-      prefetch_rows(static_cast<A*>(a.cells) + (t * (S - 1) * B + b) * H + j, S - 1, B * H,
-                    tile.vectors);
-    }
-    for (int64_t b = tile.b; b < tile.b + tile.rows && !a.weight_hr; ++b)
-      prefetch_rows(y_at(t, b, j), 1, 0, tile.vectors);
+  // What step t reads and writes.
+  StepAhead touched(const Crew& crew, int64_t t) const {
+    StepAhead ahead(crew, H);
+    if (t < 0) return ahead;
+    const int width = CallSizes<Cell>(a.n.options).saved;
+    ahead.add(static_cast<const D*>(a.gx) + t * B * G * H, G * H, G * H);
+    ahead.add(y_at(t, 0, 0), P, a.n.y_row);
+    if (!a.saved) return ahead;
+    ahead.add(static_cast<D*>(a.saved) + t * B * width * H, width * H, width * H);
+    for (int k = 0; k < S - 1; ++k)
+      ahead.add(static_cast<A*>(a.cells) + (t * (S - 1) + k) * B * H, H, H);
+    return ahead;
   }
 
   FRNN_INLINE void step(int64_t t, const Two& p, const O* before, O* after) {

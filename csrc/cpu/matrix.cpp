@@ -8,6 +8,7 @@
 
 #include <omp.h>
 
+#include "ahead.h"
 #include "product.h"
 
 namespace fusedrnn {
@@ -74,23 +75,41 @@ class Product {
         // In pairs of rows, as that is what a tile has at least.
         const int64_t pairs = ceil_div(p.M, 2);
         const int64_t end = 2 * worker.last(pairs) < p.M ? 2 * worker.last(pairs) : p.M;
-        for (int64_t m = 2 * worker.first(pairs); m < end; m += kChunk)
-          rows_of(m, end - m < kChunk ? end - m : kChunk, k, panels, own);
+        const auto rows = [=](int64_t m) {
+          return m >= end ? 0 : end - m < kChunk ? end - m : kChunk;
+        };
+        for (int64_t m = 2 * worker.first(pairs); m < end; m += kChunk) {
+          const int64_t next = m + kChunk;
+          rows_of(m, rows(m), k, panels, own, part_of_a(next, rows(next), k, size));
+        }
       }
     }
     return nullptr;
   }
 
-  // Rows m .. m + n - 1 of C, with the panels' part of K, from k on.
-  void rows_of(int64_t m, int64_t n, int64_t k, const Panels<D, 1>& panels, D* turned) const {
-    const D* a = static_cast<const D*>(p.a) + (p.a_transposed ? k * p.a_row + m : m * p.a_row + k);
+  // Where A meets rows m .. of C and k .. of B.
+  const D* a_at(int64_t m, int64_t k) const {
+    return static_cast<const D*>(p.a) + (p.a_transposed ? k * p.a_row + m : m * p.a_row + k);
+  }
+  Ahead part_of_a(int64_t m, int64_t rows, int64_t k, int64_t size) const {
+    if (rows == 0) return {};
+    const int64_t line = (p.a_transposed ? rows : size) * sizeof(D);
+    return {a_at(m, k), p.a_transposed ? size : rows, line, p.a_row * int64_t(sizeof(D))};
+  }
+
+  // Rows m .. m + n - 1 of C, with the panels' part of K, from k on; meanwhile asks for `next`.
+  void rows_of(int64_t m, int64_t n, int64_t k, const Panels<D, 1>& panels, D* turned,
+               Ahead next) const {
+    const D* a = a_at(m, k);
     int64_t row = p.a_row;
     if (p.a_transposed) {
       row = panels.K;
       turn(a, n, panels.K, turned);
       a = turned;
     }
-    const int64_t blocks = ceil_div(n, R);
+    const int64_t blocks = ceil_div(n, R),
+                  tiles = ceil_div(panels.K, kPart) * panels.count * blocks;
+    const int64_t share = kChunk * panels.K * int64_t(sizeof(D)) / tiles + 64;
     for (int64_t part = 0; part < panels.K; part += kPart) {
       const int64_t deep = panels.K - part < kPart ? panels.K - part : kPart;
       const bool add = p.add || k + part > 0;
@@ -101,6 +120,7 @@ class Product {
         const D* start = part == 0 ? panels.start(panel) : zeros;
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t from = n * block / blocks, to = n * (block + 1) / blocks;
+          next.fetch(share);
           const TileInput<D> in{a + from * row + part, row, deep, weights, start};
           alignas(64) D c[R * U * lanes];
           tile_of_units<1, U, R>(vectors, int(to - from), in, c);

@@ -62,7 +62,8 @@ class NormedBackwardPass : public BackwardPass<Cell, D> {
       const O* following = i == 0 ? nullptr : gates.get() + (i % 2) * B * row;
       O* now = gates.get() + ((i + 1) % 2) * B * row;
       const auto nothing = [](const Tile<A>&) {};
-      product(crew, following, w1, nothing, [&](const Tile<A>& tile) {
+      StepAhead ahead = this->touched(crew, a.n.reverse ? t + 1 : t - 1);
+      product(crew, following, w1, ahead, [&](const Tile<A>& tile) {
         each_pair<1>(tile, P, [&](const Two& pair) FRNN_INLINE {
           where_alive(
               a.lengths, t, pair,

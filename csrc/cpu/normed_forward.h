@@ -62,16 +62,15 @@ class NormedForwardPass : public ForwardPass<Cell, D> {
       const O* before = h.get() + (i % 2) * B * row;
       O* after = h.get() + ((i + 1) % 2) * B * row;
       const int64_t next = i + 1 == T ? -1 : a.n.reverse ? t - 1 : t + 1;
-      product(
-          crew, before, w1, [](const Tile<A>&) {},
-          [&](const Tile<A>& tile) {
-            each_pair<G>(tile, H, [&](const Two& p) FRNN_INLINE {
-              each<G>([&](auto g) FRNN_INLINE {
-                const auto at = [=](const Units<A>& u) FRNN_INLINE { return u.c + g * u.stride; };
-                scatter(p, gather(p, at), in(sums.get() + g * H, G));
-              });
-            });
+      StepAhead ahead = this->touched(crew, next);
+      product(crew, before, w1, ahead, [&](const Tile<A>& tile) {
+        each_pair<G>(tile, H, [&](const Two& p) FRNN_INLINE {
+          each<G>([&](auto g) FRNN_INLINE {
+            const auto at = [=](const Units<A>& u) FRNN_INLINE { return u.c + g * u.stride; };
+            scatter(p, gather(p, at), in(sums.get() + g * H, G));
           });
+        });
+      });
       crew.barrier();
       for (int64_t b = crew.first_row(); b < crew.last_row(); ++b) {
         const Units<A> whole{b, 0, int(H), nullptr, 0};

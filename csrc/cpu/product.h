@@ -255,10 +255,9 @@ struct Tile {
 
 // This worker's share of C = A W for its crew's rows: epilogue(Tile). A null A counts as zero. Row
 // b starts at a + b * w.row. Tasks are ordered by panel, so that a worker meets the same weights
-// every step. prepare(Tile) comes before a tile is computed, to prefetch what its epilogue will
-// touch: rows lie too far apart for the hardware to foresee them.
+// every step. prepare(Tile) comes before a tile is computed.
 template <int N, class D, class Prepare, class Epilogue>
-inline void product(const Crew& crew, const Operand<D>* a, const Panels<D, N>& w, Prepare prepare,
+inline void product(const Crew& crew, const Operand<D>* a, const Panels<D, N>& w, Prepare&& prepare,
                     Epilogue epilogue) {
   using A = State<D>;
   constexpr int U = Panels<D, N>::kUnits, M = most_rows(N * U);

@@ -67,18 +67,6 @@ inline FRNN_INLINE bool begins_anew(const Args& a, int64_t t, int64_t b) {
          a.reset[boundary * a.n.B + b];
 }
 
-// Asks for the `vectors` vectors from p on, and for those of n - 1 more rows, `stride` apart.
-template <class E>
-inline FRNN_INLINE void prefetch_rows(const E* p, int n, int64_t stride, int vectors) {
-  constexpr int64_t line = 64 / sizeof(E);
-  const int64_t width = vectors * Vector<State<E>>::lanes;
-  const bool split = reinterpret_cast<uintptr_t>(p) % 64 || stride % line;
-  for (int i = 0; i < n; ++i) {
-    for (int64_t l = 0; l < width; l += line) __builtin_prefetch(p + i * stride + l);
-    if (split) __builtin_prefetch(p + i * stride + width - 1);
-  }
-}
-
 // Lanes from or to memory: at(unit) is where a unit's numbers lie.
 template <class A, class F>
 inline FRNN_INLINE Lanes<A> gather(const Pair<A>& p, F at) {
