@@ -87,16 +87,29 @@ inline FRNN_INLINE A lane_sum(typename Vector<A>::type v) {
   return s[0];
 }
 
+// f(first, how many) for the vectors of n numbers: weights are read as they lie, and the last
+// vector of a row ends where the next row begins.
+template <class A, class F>
+inline FRNN_INLINE void each_vector(int64_t n, F f) {
+  constexpr int lanes = Vector<A>::lanes;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) f(i, std::integral_constant<int, lanes>{});
+  if (i < n) f(i, int(n - i));
+}
+
+// x . y, of n numbers; x has zeros behind them.
 template <class A>
-inline A dot(const A* x, const A* y, int64_t vectors) {
+inline A dot(const A* x, const A* y, int64_t n) {
   typedef typename Vector<A>::type Vec;
   constexpr int lanes = Vector<A>::lanes, chains = 4;
   Vec acc[chains] = {};
-  int64_t v = 0;
-  for (; v + chains <= vectors; v += chains)
+  int64_t i = 0;
+  for (; i + chains * lanes <= n; i += chains * lanes)
     for (int c = 0; c < chains; ++c)
-      acc[c] += vector_at(x + (v + c) * lanes) * vector_at(y + (v + c) * lanes);
-  for (; v < vectors; ++v) acc[0] += vector_at(x + v * lanes) * vector_at(y + v * lanes);
+      acc[c] += vector_at(x + i + c * lanes) * vector_at(y + i + c * lanes);
+  each_vector<A>(n - i, [&](int64_t j, int count) FRNN_INLINE {
+    acc[0] += vector_at(x + i + j) * load_vector(y + i + j, count);
+  });
   return lane_sum<A>((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
 
@@ -106,63 +119,60 @@ inline A dot(const A* x, const A* y, int64_t vectors) {
 // to notice.
 constexpr int64_t kFew = 8;
 
-// out[r, t] += w_r . x_t for R rows and T tokens.
+// out[r, t] += w_r . x_t, of n numbers, for R rows and T tokens.
 template <int R, int T, class A>
-inline FRNN_INLINE void dot_tile(const A* w, int64_t ldw, const A* x, int64_t ldx, int64_t vectors,
+inline FRNN_INLINE void dot_tile(const A* w, int64_t ldw, const A* x, int64_t ldx, int64_t n,
                                  A* out, int64_t ldo) {
   typedef typename Vector<A>::type Vec;
-  constexpr int lanes = Vector<A>::lanes;
   Vec acc[R][T] = {};
-  for (int64_t v = 0; v < vectors; ++v) {
+  each_vector<A>(n, [&](int64_t i, int count) FRNN_INLINE {
     Vec tokens[T];
-    for (int t = 0; t < T; ++t) tokens[t] = vector_at(x + t * ldx + v * lanes);
+    for (int t = 0; t < T; ++t) tokens[t] = vector_at(x + t * ldx + i);
     for (int r = 0; r < R; ++r) {
-      const Vec row = vector_at(w + r * ldw + v * lanes);
-      __builtin_prefetch(w + (R + r) * ldw + v * lanes);
+      const Vec row = load_vector(w + r * ldw + i, count);
+      __builtin_prefetch(w + (R + r) * ldw + i);
       for (int t = 0; t < T; ++t) acc[r][t] += row * tokens[t];
     }
-  }
+  });
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) out[r * ldo + t] += lane_sum<A>(acc[r][t]);
 }
 
 template <int T, class A>
 __attribute__((noinline)) void dot_rows(int64_t rows, const A* w, int64_t ldw, const A* x,
-                                        int64_t ldx, int64_t vectors, A* out, int64_t ldo) {
+                                        int64_t ldx, int64_t n, A* out, int64_t ldo) {
   constexpr int R = T <= 2 ? 4 : 2;  // rows at once: more sums than one hide the latency
   int64_t r = 0;
-  for (; r + R <= rows; r += R)
-    dot_tile<R, T>(w + r * ldw, ldw, x, ldx, vectors, out + r * ldo, ldo);
-  for (; r < rows; ++r) dot_tile<1, T>(w + r * ldw, ldw, x, ldx, vectors, out + r * ldo, ldo);
+  for (; r + R <= rows; r += R) dot_tile<R, T>(w + r * ldw, ldw, x, ldx, n, out + r * ldo, ldo);
+  for (; r < rows; ++r) dot_tile<1, T>(w + r * ldw, ldw, x, ldx, n, out + r * ldo, ldo);
 }
 
 // The same for any number of tokens up to kFew.
 template <class A, int T = int(kFew)>
 inline void dot_few(int64_t tokens, int64_t rows, const A* w, int64_t ldw, const A* x, int64_t ldx,
-                    int64_t vectors, A* out, int64_t ldo) {
-  if (tokens == T) return dot_rows<T>(rows, w, ldw, x, ldx, vectors, out, ldo);
-  if constexpr (T > 1) dot_few<A, T - 1>(tokens, rows, w, ldw, x, ldx, vectors, out, ldo);
+                    int64_t n, A* out, int64_t ldo) {
+  if (tokens == T) return dot_rows<T>(rows, w, ldw, x, ldx, n, out, ldo);
+  if constexpr (T > 1) dot_few<A, T - 1>(tokens, rows, w, ldw, x, ldx, n, out, ldo);
 }
 
-// out_t += sum_r g[r, t] w_r for R rows and any number of tokens.
+// out_t += sum_r g[r, t] w_r, of n numbers, for R rows and any number of tokens.
 template <int R, class A>
-inline void add_tile(int64_t tokens, const A* g, int64_t ldg, const A* w, int64_t ldw,
-                     int64_t vectors, A* out, int64_t ldo) {
+inline void add_tile(int64_t tokens, const A* g, int64_t ldg, const A* w, int64_t ldw, int64_t n,
+                     A* out, int64_t ldo) {
   typedef typename Vector<A>::type Vec;
-  constexpr int lanes = Vector<A>::lanes;
-  for (int64_t v = 0; v < vectors; ++v) {
+  each_vector<A>(n, [&](int64_t i, int count) FRNN_INLINE {
     Vec rows[R];
     for (int r = 0; r < R; ++r) {
-      rows[r] = vector_at(w + r * ldw + v * lanes);
-      __builtin_prefetch(w + (R + r) * ldw + v * lanes);
+      rows[r] = load_vector(w + r * ldw + i, count);
+      __builtin_prefetch(w + (R + r) * ldw + i);
     }
     for (int64_t t = 0; t < tokens; ++t) {
-      A* at = out + t * ldo + v * lanes;
+      A* at = out + t * ldo + i;
       Vec sum = vector_at(at);
       for (int r = 0; r < R; ++r) sum += g[r * ldg + t] * rows[r];
       std::memcpy(at, &sum, kVectorBytes);
     }
-  }
+  });
 }
 
 // To memory that is not read soon: without fetching its lines first. `to` is aligned.
@@ -179,37 +189,37 @@ inline FRNN_INLINE void stream(A* to, typename Vector<A>::type v) {
 #endif
 }
 
-// out_r = sum_t g[r, t] x_t for R rows; `past`: past the caches.
+// out_r = sum_t g[r, t] x_t, of n numbers, for R rows; `past`: past the caches, n being a number of
+// whole vectors.
 template <int R, class A>
-inline void outer_tile(int64_t tokens, const A* g, int64_t ldg, const A* x, int64_t ldx,
-                       int64_t vectors, A* out, int64_t ldo, bool past) {
+inline void outer_tile(int64_t tokens, const A* g, int64_t ldg, const A* x, int64_t ldx, int64_t n,
+                       A* out, int64_t ldo, bool past) {
   typedef typename Vector<A>::type Vec;
-  constexpr int lanes = Vector<A>::lanes;
-  for (int64_t v = 0; v < vectors; ++v) {
+  each_vector<A>(n, [&](int64_t i, int count) FRNN_INLINE {
     Vec acc[R] = {};
     for (int64_t t = 0; t < tokens; ++t) {
-      const Vec token = vector_at(x + t * ldx + v * lanes);
+      const Vec token = vector_at(x + t * ldx + i);
       for (int r = 0; r < R; ++r) acc[r] += g[r * ldg + t] * token;
     }
     for (int r = 0; r < R; ++r) {
-      A* at = out + r * ldo + v * lanes;
+      A* at = out + r * ldo + i;
       if (past)
         stream(at, acc[r]);
       else
-        std::memcpy(at, &acc[r], kVectorBytes);
+        store_vector(at, count, acc[r]);
     }
-  }
+  });
 }
 
 template <class A>
 __attribute__((noinline)) void outer_few(int64_t tokens, int64_t rows, const A* g, int64_t ldg,
-                                         const A* x, int64_t ldx, int64_t vectors, A* out,
-                                         int64_t ldo, bool past) {
+                                         const A* x, int64_t ldx, int64_t n, A* out, int64_t ldo,
+                                         bool past) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
-    outer_tile<4>(tokens, g + r * ldg, ldg, x, ldx, vectors, out + r * ldo, ldo, past);
+    outer_tile<4>(tokens, g + r * ldg, ldg, x, ldx, n, out + r * ldo, ldo, past);
   for (; r < rows; ++r)
-    outer_tile<1>(tokens, g + r * ldg, ldg, x, ldx, vectors, out + r * ldo, ldo, past);
+    outer_tile<1>(tokens, g + r * ldg, ldg, x, ldx, n, out + r * ldo, ldo, past);
 }
 
 // n vectors of zeros.
@@ -222,12 +232,11 @@ inline void clear(A* out, int64_t n, bool past) {
 
 template <class A>
 __attribute__((noinline)) void add_few(int64_t tokens, int64_t rows, const A* g, int64_t ldg,
-                                       const A* w, int64_t ldw, int64_t vectors, A* out,
-                                       int64_t ldo) {
+                                       const A* w, int64_t ldw, int64_t n, A* out, int64_t ldo) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
-    add_tile<4>(tokens, g + r * ldg, ldg, w + r * ldw, ldw, vectors, out, ldo);
-  for (; r < rows; ++r) add_tile<1>(tokens, g + r * ldg, ldg, w + r * ldw, ldw, vectors, out, ldo);
+    add_tile<4>(tokens, g + r * ldg, ldg, w + r * ldw, ldw, n, out, ldo);
+  for (; r < rows; ++r) add_tile<1>(tokens, g + r * ldg, ldg, w + r * ldw, ldw, n, out, ldo);
 }
 
 }  // namespace FRNN_ISA

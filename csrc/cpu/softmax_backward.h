@@ -98,9 +98,9 @@ class SoftmaxBackwardPass {
         const D* weight = static_cast<const D*>(a.weight) + (visit.row + r) * H + column;
         if (tokens <= kFew) {
           int64_t stride;
-          const A* few = whole_rows(weight, rows, H, valid, w, stride);
+          const A* few = wide_rows(weight, rows, H, valid, w, stride);
           panels(visit, begin, end, [&](int64_t token, int64_t count, const A* g, int64_t width) {
-            add_few(count, rows, g + r * width, width, few, stride, vectors,
+            add_few(count, rows, g + r * width, width, few, stride, valid,
                     xs.get() + token * ld + column, ld);
           });
           continue;
@@ -153,10 +153,11 @@ class SoftmaxBackwardPass {
   void rows_of(const Task& t, A* sum) {
     D* dweight = a.dweight ? static_cast<D*>(a.dweight) + t.out * H : nullptr;
     D* dbias = a.dbias ? static_cast<D*>(a.dbias) + t.out : nullptr;
-    // Into the tensor itself where a row is a number of whole vectors.
-    const bool direct = std::is_same_v<D, A> && H % lanes == 0;
+    const bool few = t.visit && t.visit->end - t.visit->begin <= kFew;
+    // Into the tensor itself where rows are whole vectors, or written number by number.
+    const bool whole = H % lanes == 0, direct = std::is_same_v<D, A> && (whole || few);
     if (!t.visit) {
-      if (dweight && direct)
+      if (dweight && whole && std::is_same_v<D, A>)
         clear(reinterpret_cast<A*>(dweight), t.rows * H / lanes, past());
       else if (dweight)
         std::memset(dweight, 0, t.rows * H * sizeof(D));
@@ -168,12 +169,11 @@ class SoftmaxBackwardPass {
       const int64_t vectors = (H + lanes - 1) / lanes;
       A* out = direct ? reinterpret_cast<A*>(dweight) : sum;
       const int64_t stride = direct ? H : ld;
-      const bool few = t.visit->end - t.visit->begin <= kFew;
       bool add = false;
       panels(*t.visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
         if (few)
-          return outer_few(count, t.rows, g + r * width, width, xs.get() + token * ld, ld, vectors,
-                           out, stride, direct && past());
+          return outer_few(count, t.rows, g + r * width, width, xs.get() + token * ld, ld, H, out,
+                           stride, direct && whole && past());
         multiply(t.rows, vectors, count, Strided<A>{g + r * width, width, 1}, xs.get() + token * ld,
                  ld, out, stride, add);
         add = true;

@@ -58,25 +58,19 @@ inline void load_row(const D* from, int64_t n, State<D>* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = load(from[i]);
 }
 
-// `columns` of rows of a matrix [n, H] of data, as whole vectors of A: as they lie, where they are
-// that, else converted into `local`, whose rows are row_stride(H) apart, with zeros behind them.
+// `columns` of rows of a matrix [n, H] of data: as they lie, or, of 16 bits, converted into
+// `local`, whose rows are row_stride(H) apart.
 template <class D>
-inline const State<D>* whole_rows(const D* from, int64_t rows, int64_t H, int64_t columns,
-                                  State<D>* local, int64_t& stride) {
-  constexpr int64_t lanes = Vector<State<D>>::lanes;
+inline const State<D>* wide_rows(const D* from, int64_t rows, int64_t H, int64_t columns,
+                                 State<D>* local, int64_t& stride) {
   if constexpr (std::is_same_v<D, State<D>>) {
-    if (H % lanes == 0) {
-      stride = H;
-      return from;
-    }
+    stride = H;
+    return from;
+  } else {
+    stride = row_stride<State<D>>(H);
+    for (int64_t i = 0; i < rows; ++i) load_row(from + i * H, columns, local + i * stride);
+    return local;
   }
-  stride = row_stride<State<D>>(H);
-  const int64_t end = ceil_to(columns, lanes);
-  for (int64_t i = 0; i < rows; ++i) {
-    load_row(from + i * H, columns, local + i * stride);
-    for (int64_t c = columns; c < end; ++c) local[i * stride + c] = 0;
-  }
-  return local;
 }
 
 template <class D>

@@ -148,12 +148,10 @@ class SoftmaxForwardPass {
         for (int64_t l = 0; l < width; ++l) z[i * width + l] = b;
       }
       int64_t stride;
-      const A* w = whole_rows(weight + r * H, rows, H, H, local.w.get(), stride);
-      dot_few(t.tokens, rows, w, stride, x, ld, vectors(), z, width);
+      const A* w = wide_rows(weight + r * H, rows, H, H, local.w.get(), stride);
+      dot_few(t.tokens, rows, w, stride, x, ld, H, z, width);
     }
   }
-
-  int64_t vectors() const { return (H + Vector<A>::lanes - 1) / Vector<A>::lanes; }
 
   // The task's tokens as panels [H][width].
   void transpose(const Task& t, A* out) const {
@@ -265,22 +263,29 @@ class SoftmaxForwardPass {
   }
 
   // A node of one row: s = w.x + b, +s for branch 0 and -s for branch 1;
-  // log sigmoid(a) = min(a, 0) - log1p(exp(-|a|)).
+  // as many tokens at a time as fill a vector.
   void sigmoid_node(const Task& t, Local& local) {
     int64_t stride;
-    const A* w = whole_rows(static_cast<const D*>(a.weight) + t.visit->row * H, 1, H, H,
-                            local.w.get(), stride);
+    const A* w = wide_rows(static_cast<const D*>(a.weight) + t.visit->row * H, 1, H, H,
+                           local.w.get(), stride);
     const A bias = a.bias ? load(static_cast<const D*>(a.bias)[t.visit->row]) : A(0);
-    for (int64_t i = t.token; i < t.token + t.tokens; ++i) {
-      const A s = dot(xs.get() + (t.visit->begin + i) * ld, w, vectors()) + bias;
-      const A sign = p.branch[t.visit->slot + i] ? A(-1) : A(1), v = sign * s;
-      const A power = std::exp(-std::abs(v));
-      log_p.get()[t.visit->slot + i] = (v < 0 ? v : A(0)) - std::log1p(power);
+    constexpr int64_t lanes = Vector<A>::lanes;
+    for (int64_t at = t.token; at < t.token + t.tokens; at += lanes) {
+      const int64_t n = least(lanes, t.token + t.tokens - at), slot = t.visit->slot + at;
+      A sign[lanes] = {}, v[lanes] = {}, log_prob[lanes], grad[lanes];
+      for (int64_t i = 0; i < n; ++i) {
+        sign[i] = p.branch[slot + i] ? A(-1) : A(1);
+        v[i] = sign[i] * (dot(xs.get() + (t.visit->begin + at + i) * ld, w, H) + bias);
+      }
+      for (int64_t l = 0; l < lanes; ++l) {
+        log_prob[l] = log_sigmoid(v[l]);
+        const A power = exp_below(v[l] < 0 ? v[l] : -v[l]);
+        grad[l] = sign[l] * ((v[l] < 0 ? A(1) : power) / (A(1) + power) - e / 2);
+      }
+      std::memcpy(log_p.get() + slot, log_prob, n * sizeof(A));
       // The mean of log sigmoid(v) and log sigmoid(-v) is the first less v / 2.
-      if (a.objective) extra.get()[t.visit->slot + i] = -e / 2 * v;
-      if (a.saved)
-        static_cast<A*>(a.saved)[t.visit->saved + i] =
-            sign * ((v < 0 ? A(1) : power) / (A(1) + power) - e / 2);
+      for (int64_t i = 0; i < n && a.objective; ++i) extra.get()[slot + i] = -e / 2 * v[i];
+      if (a.saved) std::memcpy(static_cast<A*>(a.saved) + t.visit->saved + at, grad, n * sizeof(A));
     }
   }
 

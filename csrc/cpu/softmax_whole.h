@@ -34,7 +34,7 @@ inline void max_and_sum(const A* z, int64_t n, A& top, A& sum) {
 // log sigmoid(s) and log sigmoid(-s).
 template <class A>
 inline void log_sigmoids(A s, A* out) {
-  const A t = std::log1p(std::exp(-std::abs(s)));
+  const A t = -log_sigmoid(s < 0 ? -s : s);
   out[0] = (s < 0 ? s : A(0)) - t;
   out[1] = (s < 0 ? A(0) : -s) - t;
 }
