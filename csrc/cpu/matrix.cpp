@@ -46,8 +46,16 @@ class Product {
       const Worker worker{omp_get_thread_num(), omp_get_num_threads()};
       panels.prepare(worker);
       worker.barrier();
-      const auto nothing = [](const Tile<D>&) {};
-      product(Crew(worker, 1, p.M), static_cast<const D*>(p.a), panels, nothing,
+      // The rows of B that are packed next, a share with each tile.
+      const int64_t tiles = ceil_div(p.M, R), panel = U * lanes * p.K;
+      Ahead next;
+      const auto fetch = [&](const Tile<D>& tile) {
+        const int64_t after = (tile.first + tile.vectors) * lanes * p.K, all = p.N * p.K;
+        const int64_t size = (after + panel < all ? after + panel : all) - after;
+        if (tile.b == 0) next = Ahead(static_cast<const D*>(p.b) + after, 1, size * sizeof(D), 0);
+        next.fetch(panel * sizeof(D) / tiles + 64);
+      };
+      product(Crew(worker, 1, p.M), static_cast<const D*>(p.a), panels, fetch,
               [&](const Tile<D>& tile) {
                 const int64_t j = tile.first * lanes;
                 D* out = static_cast<D*>(p.c) + tile.b * p.c_row + j;
