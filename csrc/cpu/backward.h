@@ -153,7 +153,7 @@ class BackwardPass {
   // What step t reads and writes and none before it has.
   StepAhead touched(const Crew& crew, int64_t t) const {
     StepAhead ahead(crew, P);
-    if (t < 0 || t >= T) return ahead;
+    if (t < 0 || t >= T || all_near(a.n, (K + N + S) * H)) return ahead;
     const CallSizes<Cell> width(a.n.options);
     const int64_t before = a.n.reverse ? t + 1 : t - 1, K_H = width.saved * H,
                   N_H = width.grads * H;

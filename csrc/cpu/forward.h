@@ -139,7 +139,7 @@ class ForwardPass {
   // What step t reads and writes.
   StepAhead touched(const Crew& crew, int64_t t) const {
     StepAhead ahead(crew, H);
-    if (t < 0) return ahead;
+    if (t < 0 || all_near(a.n, (G + K + S) * H)) return ahead;
     const int width = CallSizes<Cell>(a.n.options).saved;
     ahead.add(static_cast<const D*>(a.gx) + t * B * G * H, G * H, G * H);
     ahead.add(y_at(t, 0, 0), P, a.n.y_row);

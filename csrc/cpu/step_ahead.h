@@ -1,11 +1,17 @@
 // What the next step of a sequence touches and no step before it has, asked for a share with each
 // tile of this one (ahead.h).
 #pragma once
+#include "../sequence.h"
 #include "ahead.h"
 #include "product.h"
 
 namespace fusedrnn {
 inline namespace FRNN_ISA {
+
+// Whether `numbers` of a row and step, of all steps, are so few that L2 holds them from before.
+inline bool all_near(const SequenceSizes& n, int64_t numbers) {
+  return n.T * n.B * numbers * item_size(n.dtype) <= int64_t(1) << 18;
+}
 
 // Of one worker; its tiles are of `units` units a row.
 class StepAhead {
