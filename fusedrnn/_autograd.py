@@ -239,7 +239,7 @@ def _met(
     if not (backend != "cpu" if cell.independent else met):
         return []
     found, (mask, anew, _) = [], reset or (None, None, None)
-    for i, (first, h) in enumerate(zip(h0, y.unflatten(2, (len(h0), -1)).unbind(2), strict=True)):
+    for i, (first, h) in enumerate(zip(h0, y.chunk(len(h0), 2), strict=True)):
         met = before(h, first, i == 1, lengths, mask, None if anew is None else anew[i])
         if drawn:
             met = met * random.meeting(seed[i], first, cell.variational, backend)

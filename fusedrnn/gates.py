@@ -32,7 +32,7 @@ class Recording:
     ) -> None:
         self.what, self._layers, self._steps = what, layers, steps
         self.calls: list[dict[str, Tensor]] = []
-        self._values: dict[str, list[Tensor]] = {}
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.what:
@@ -45,16 +45,37 @@ class Recording:
         """Keep what is wanted of one layer of a call."""
         y, _, _, saved, cells = outputs
         if layer == 0:
-            self._values = {name: [] for name in self.what}
-        for d in range(directions) if layer in self._layers else ():
-            of = dict(zip(cell.saved, saved[d].unbind(2), strict=False))
-            of |= zip(cell.states[1:], cells[d].unbind(1), strict=True)
-            of["h"] = y.detach().chunk(directions, -1)[d]
-            for name, kept in self._values.items():
-                value = of[name] if self._steps is None else of[name][self._steps]
-                kept.append(value.to(y.dtype))
+            self._parts = []
+        if layer in self._layers:
+            h = y.detach().chunk(directions, -1) if directions > 1 else (y.detach(),)
+            self._parts += zip(saved, cells, h, strict=True)
         if layer == max(self._layers):
-            self.calls.append({name: torch.stack(v, 2) for name, v in self._values.items()})
+            self.calls.append(self._named(cell))
+
+    def _named(self, cell: Cell) -> dict[str, Tensor]:
+        """Every name's values: one copy of all gates, one of all inner states, and one of h."""
+        saved, cells, h = zip(*self._parts, strict=True)
+        self._parts, found, states = [], {}, cell.states[1:]
+        gates = [i for i, n in enumerate(cell.saved) if n in self.what and n not in cell.states]
+        if gates:  # [T, B, K, H] each
+            each = torch.stack([self._chosen(t)[:, :, _run(gates)] for t in saved], 2).unbind(3)
+            found |= zip((cell.saved[i] for i in gates), each, strict=True)
+        inner = [k for k, name in enumerate(states) if name in self.what]
+        if inner:  # [T, S-1, B, H] each
+            each = torch.stack([self._chosen(t)[:, _run(inner)] for t in cells], 3)
+            found |= zip((states[k] for k in inner), each.to(h[0].dtype).unbind(1), strict=True)
+        if "h" in self.what:
+            found["h"] = torch.stack([self._chosen(t) for t in h], 2)
+        return {name: found[name] for name in self.what}
+
+    def _chosen(self, values: Tensor) -> Tensor:
+        return values if self._steps is None else values[self._steps]
+
+
+def _run(numbers: list[int]) -> slice | list[int]:
+    """The same as a slice, which needs no copy, where they are in a row."""
+    first, last = numbers[0], numbers[-1] + 1
+    return slice(first, last) if last - first == len(numbers) else numbers
 
 
 @contextmanager
