@@ -5,7 +5,6 @@ reference: it repeats the call, which double backward would have to hold on to o
 """
 
 from collections.abc import Iterable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -257,7 +256,6 @@ def _each(weights: tuple[Weights, ...], name: str) -> list[Tensor]:
     return [] if getattr(weights[0], name) is None else [getattr(w, name) for w in weights]
 
 
-@cache
 def op(direction: str, backend: str) -> torch._ops.OpOverload:
     """The op of a backend: ``direction`` is "forward" or "backward"."""
     packet = getattr(torch.ops.fusedrnn, f"sequence_{direction}")
