@@ -58,11 +58,11 @@ class Recording:
         self._parts, found, states = [], {}, cell.states[1:]
         gates = [i for i, n in enumerate(cell.saved) if n in self.what and n not in cell.states]
         if gates:  # [T, B, K, H] each
-            each = torch.stack([self._chosen(t)[:, :, _run(gates)] for t in saved], 2).unbind(3)
+            each = torch.stack([_part(self._chosen(t), 2, gates) for t in saved], 2).unbind(3)
             found |= zip((cell.saved[i] for i in gates), each, strict=True)
         inner = [k for k, name in enumerate(states) if name in self.what]
         if inner:  # [T, S-1, B, H] each
-            each = torch.stack([self._chosen(t)[:, _run(inner)] for t in cells], 3)
+            each = torch.stack([_part(self._chosen(t), 1, inner) for t in cells], 3)
             found |= zip((states[k] for k in inner), each.to(h[0].dtype).unbind(1), strict=True)
         if "h" in self.what:
             found["h"] = torch.stack([self._chosen(t) for t in h], 2)
@@ -72,10 +72,14 @@ class Recording:
         return values if self._steps is None else values[self._steps]
 
 
-def _run(numbers: list[int]) -> slice | list[int]:
-    """The same as a slice, which needs no copy, where they are in a row."""
-    first, last = numbers[0], numbers[-1] + 1
-    return slice(first, last) if last - first == len(numbers) else numbers
+def _part(values: Tensor, dim: int, numbers: list[int]) -> Tensor:
+    """Those of ``dim``; without a copy where they are in a row."""
+    first, n = numbers[0], len(numbers)
+    if n == values.shape[dim]:
+        return values
+    if numbers[-1] - first == n - 1:
+        return values.narrow(dim, first, n)
+    return values.index_select(dim, torch.tensor(numbers, device=values.device))
 
 
 @contextmanager
