@@ -54,12 +54,12 @@ class Product {
         const int64_t size = (after + panel < all ? after + panel : all) - after;
         if (tile.b == 0) next = Ahead(static_cast<const D*>(p.b) + after, 1, size * sizeof(D), 0);
         next.fetch(panel * sizeof(D) / tiles + 64);
+        announce(tile.rows, tile.vectors, c_at(tile.b, tile.first));
       };
       product(Crew(worker, 1, p.M), static_cast<const D*>(p.a), panels, fetch,
               [&](const Tile<D>& tile) {
-                const int64_t j = tile.first * lanes;
-                D* out = static_cast<D*>(p.c) + tile.b * p.c_row + j;
-                leave(tile.c, tile.rows, tile.vectors, p.N - j, false, out);
+                leave(tile.c, tile.rows, tile.vectors, p.N - tile.first * lanes, false,
+                      c_at(tile.b, tile.first));
               });
     }
     return nullptr;
@@ -95,6 +95,16 @@ class Product {
     return nullptr;
   }
 
+  D* c_at(int64_t row, int64_t vector) const {
+    return static_cast<D*>(p.c) + row * p.c_row + vector * lanes;
+  }
+
+  // Asks for what a tile will write: few rows against 50,000 of 8 numbers wait for little else.
+  void announce(int rows, int vectors, const D* out) const {
+    for (int r = 0; r < rows; ++r, out += p.c_row)
+      for (int v = 0; v < vectors; ++v) __builtin_prefetch(out + v * lanes, 1);
+  }
+
   // Where A meets rows m .. of C and k .. of B.
   const D* a_at(int64_t m, int64_t k) const {
     return static_cast<const D*>(p.a) + (p.a_transposed ? k * p.a_row + m : m * p.a_row + k);
@@ -128,11 +138,12 @@ class Product {
         const D* start = part == 0 ? panels.start(panel) : zeros;
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t from = n * block / blocks, to = n * (block + 1) / blocks;
+          D* out = c_at(m + from, first);
           next.fetch(share);
+          announce(int(to - from), vectors, out);
           const TileInput<D> in{a + from * row + part, row, deep, weights, start};
           alignas(64) D c[R * U * lanes];
           tile_of_units<1, U, R>(vectors, int(to - from), in, c);
-          D* out = static_cast<D*>(p.c) + (m + from) * p.c_row + first * lanes;
           leave(c, int(to - from), vectors, p.N - first * lanes, add, out);
         }
       }
