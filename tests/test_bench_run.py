@@ -266,8 +266,8 @@ def test_a_commit_that_git_does_not_know(capsys):
         (["run", "--suite", "quick", "--peer", "cudnn"], "--peer cudnn: there is none; known are"),
         (["run", "--suite", "quick", "--mode", "train"], "known are fwd, bwd, fwdbwd, infer"),
         (
-            ["run", "--shape", "T=2,B=1,H=3", "--cell", "mgu"],
-            "cell is 'mgu'; it must be one of lstm",
+            ["run", "--shape", "T=2,B=1,H=3", "--cell", "lstn"],
+            "cell is 'lstn'; it must be one of lstm",
         ),
         (["run", "--suite", "quick", "--shape", "T=99"], "no case of the suite quick passes"),
         (["compare", "nowhere.json", "nowhere.json"], "nowhere.json: No such file"),
