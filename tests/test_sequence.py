@@ -305,7 +305,11 @@ def test_the_first_gradient_is_the_kernels_even_if_more_follow(cell, device):
 
 @needs_native
 @pytest.mark.parametrize(
-    ("name", "directions", "lengths"), [("lstm", 1, None), *((name, 2, (2, 4)) for name in KINDS)]
+    ("name", "directions", "lengths"),
+    [
+        ("lstm", 1, None),
+        *((name, 2, (2, 4)) for name in (*KINDS, "lstm:peephole=diagonal", "gru:layer_norm=True")),
+    ],
 )
 def test_opcheck(name, directions, lengths):
     """With nothing that may be left out, and with everything."""
