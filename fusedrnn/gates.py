@@ -20,7 +20,8 @@ class Recording:
 
     It is that of the last call inside the ``with`` block. Layers and directions are in the order of
     ``hx``. ``h`` of a layer with a projection is as wide as the projection. Values are zero beyond
-    a row's end, and take no part in backward.
+    a row's end, and take no part in backward. The gates of a call are views of one copy, which any
+    of them keeps.
 
     Attributes:
         what: the names recorded.
@@ -251,7 +252,7 @@ def _check_layer(module: RecurrentLayer, layer: int) -> None:
 
 @contextmanager
 def _watched(module: RecurrentLayer) -> Iterator[Watch]:
-    outer, own = module._watch, vars(module)  # nn.Module's own assignment takes 3 us
+    outer, own = module._watch, vars(module)  # nn.Module's two assignments take 3 us
     watch = own["_watch"] = outer or Watch()
     try:
         yield watch
