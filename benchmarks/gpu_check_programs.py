@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from fusedrnn import plan
+from fusedrnn._waves import waves
 
 from . import gpu_check
 from .case import Case
@@ -145,15 +146,18 @@ def predicted(case: Case) -> dict[str, float]:
     """What the planner's model says of the recurrence alone, beside which its row can be held."""
     T, B, _, H = case.shape
     passes = {"fwdbwd": (False, True), "bwd": (True,)}.get(case.mode, (False,))
-    us = sum(
+    device = plan.HERE if case.device == "cuda" else "h200"
+    found = [
         plan.plans(
             *(case.cell, T, B, H), dtype=case.torch_dtype, backward=backward,
-            bidirectional=case.bidirectional,
-            device=plan.HERE if case.device == "cuda" else "h200",
-        )[0].us_per_step
+            bidirectional=case.bidirectional, device=device,
+        )[0]
         for backward in passes
-    )  # fmt: skip
-    return {"predicted_us_per_step": round(us * case.layers, 3)}
+    ]  # fmt: skip
+    us = case.layers * sum(p.us_per_step for p in found)
+    if case.layers > 1 and not case.bidirectional:
+        us = waves(case.layers, T, found).us / T
+    return {"predicted_us_per_step": round(us, 3)}
 
 
 def sequence(run: gpu_check.Run) -> None:
@@ -164,7 +168,9 @@ def sequence(run: gpu_check.Run) -> None:
     if run.dry:
         suite(run, "--shape", "T=3,B=2,H=8", "--peer", "torch.nn")
     else:
-        suite(run, "--suite", "gpu", "--peer", "torch.nn,FlashRNN,haste,TorchRL")
+        suite(
+            run, "--suite", "gpu", "--peer", "torch.nn,fusedrnn one by one,FlashRNN,haste,TorchRL"
+        )
 
 
 def softmax(run: gpu_check.Run) -> None:

@@ -33,6 +33,7 @@ SCORERS = (
 )
 GPU_LAYERS = (
     *LAYERS,
+    "fusedrnn one by one",
     "eager loop",
     "torch.compile",
     "FlashRNN",

@@ -93,6 +93,8 @@ Plan plan_stepwise(const PlanProblem& p, const GpuDevice& d) {
     plan.ctas_per_sm = std::min(plan.ctas_per_sm, fit);
     const int64_t rounds = ceil_div(ctas, int64_t(d.sms) * fit);
     plan.rounds = std::max(plan.rounds, rounds);
+    const int64_t at_once = int64_t(d.sms) * fit / ctas;
+    plan.at_once = plan.at_once == 0 ? at_once : std::min(plan.at_once, at_once);
     const int64_t beside = std::min<int64_t>(fit, ceil_div(ctas, d.sms));
     const double tile = double(Tile::kRows) * Tile::kUnits * l.gates * depth * beside / fma;
     const double tiles = double(l.terms) * ceil_div(l.depth, depth);

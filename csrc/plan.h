@@ -85,6 +85,7 @@ struct Plan {
   int registers = 0;           // of one thread, at most
   int shared = 0;              // bytes of one CTA
   int ctas_per_sm = 0;         // that fit at once
+  int64_t at_once = 0;         // such launches that the device holds side by side
   int64_t resident_bytes = 0;  // of W_hh in one CTA for the whole sequence
   int64_t launches = 0;        // of the whole sequence, states in and out not counted
   int64_t rounds = 1;          // times that the SMs are filled in each step

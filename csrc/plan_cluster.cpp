@@ -66,6 +66,7 @@ Plan plan_of(const ClusterWork& w, const PlanProblem& p, const GpuDevice& d) {
   plan.resident_bytes = int64_t(w.tiles) * w.spans * kClusterTileBytes;
   plan.launches = 1;
   plan.rounds = ceil_div(groups, clusters(d, w.size));
+  plan.at_once = clusters(d, w.size) / groups;
   plan.us_per_step = plan.rounds * clocks(w, p, d) / (d.ghz * 1e3);
   return plan;
 }

@@ -80,6 +80,7 @@ Plan plan_of(GridWork w, const PlanProblem& p, const GpuDevice& d) {
   plan.registers = kRegistersPerThread;
   plan.shared = w.shared;
   plan.ctas_per_sm = 1;
+  plan.at_once = d.sms / plan.ctas;
   const int64_t pieces = int64_t(w.tiles) * w.spans + int64_t(w.second_tiles) * w.second_spans;
   plan.resident_bytes = w.warps * pieces * kClusterTileBytes;
   plan.launches = 1;

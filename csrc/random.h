@@ -61,8 +61,8 @@ FRNN_HD A factor_of(uint64_t key, Stream stream, int64_t unit, double p) {
   return kept && p < 1 ? A(1 / (1 - p)) : A(0);
 }
 
-// The key of a row's numbers that hold for all its steps: by the factors of Stream::sequence h is
-// multiplied where it meets W_hh.
+// The key of a row's numbers that hold for all its steps, of the second of a sequence's seeds: by
+// the factors of Stream::sequence h is multiplied where it meets W_hh.
 FRNN_HD uint64_t sequence_key(int64_t seed, int64_t b) { return row_key(seed, -1, b); }
 
 }  // namespace FRNN_ISA

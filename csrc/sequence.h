@@ -16,6 +16,8 @@
 // With full peepholes it is [G*H, P + H]: what meets it is h, and then c.
 //
 // seed: where it is given, a cell with random options draws (csrc/random.h); else it takes means.
+// The first number is the steps', the second that of what holds for all of them: of a sequence that
+// is run in pieces only the first changes (fusedrnn/random.py, later).
 //
 // reset: where reset[t, b] is set, nothing flows between steps t - 1 and t of row b: forward, step
 // t begins with the reset state (zero, if none is given); in reverse, step t - 1 does. At t = 0
@@ -51,7 +53,7 @@ struct SequenceForward {
   const void* bias_hh;      // [G*H]         data, or null
   const void* weight_hr;    // [P, H]        data, or null: no projection
   const void* weight_unit;  // [V, H]        data, or null: V is 0
-  const int64_t* seed;      // [1], or null
+  const int64_t* seed;      // [2], or null
   const void* h0;           // [B, P]        data
   const void* c0;           // [S-1, B, H]   data
   const int64_t* lengths;   // [B], or null: all T

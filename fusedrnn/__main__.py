@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _backend, _native, ops, softmax_ops, softmax_score
+from . import __version__, _backend, _native, _waves, ops, softmax_ops, softmax_score
 from . import plan as planner
 from .cells import CELLS
 
@@ -27,6 +27,7 @@ VARIABLES = {
     "FUSEDRNN_BACKEND": "which backend serves, instead of the fastest",
     "FUSEDRNN_CPU_ISA": "which CPU instruction set, instead of the best",
     "FUSEDRNN_CUDA_KERNEL": "cluster, grid or stepwise, instead of the planner's choice",
+    "FUSEDRNN_PIECES": "pieces in which stacked layers take turns, instead of the planner's choice",
     "FUSEDRNN_TRITON_TILES": "the file of measured tiles for Triton kernels",
     "TRITON_INTERPRET": "1: Triton kernels run in its interpreter",
     "OMP_NUM_THREADS": "CPU threads of torch and fusedrnn",
@@ -203,21 +204,28 @@ def _cell(name: str) -> str:
 
 def _plan(options: argparse.Namespace) -> int:
     """Print what the planner says; 2 for what it cannot plan."""
+    if options.layers > 1 and options.bidirectional:
+        print("layers of both directions run one after the other: no --layers", file=sys.stderr)
+        return 2
+    problem = {
+        "proj_size": options.proj_size,
+        "dtype": planner.DTYPES[SHORT.get(options.dtype, options.dtype)],
+        "backward": options.backward,
+        "precision": options.precision,
+        "device": options.device,
+    }
+    sizes = options.T, options.B, options.H
     try:
-        found = planner.plans(
-            *(options.cell, options.T, options.B, options.H),
-            proj_size=options.proj_size,
-            dtype=planner.DTYPES[SHORT.get(options.dtype, options.dtype)],
-            backward=options.backward,
-            bidirectional=options.bidirectional,
-            precision=options.precision,
-            device=options.device,
-        )
+        both = options.bidirectional
+        found = planner.plans(options.cell, *sizes, bidirectional=both, **problem)
+        waves = _waves.planned(options.cell, options.layers, *sizes, **problem)
     except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
     for plan in found:
         print("\n".join(planner.describe(plan)))
+    if options.layers > 1:
+        print("\n".join(_waves.describe(waves, options.layers, options.backward)))
     return 0
 
 
@@ -241,6 +249,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--backward", action="store_true", help="the backward pass")
     plan.add_argument("--bidirectional", action="store_true", help="both directions")
+    plan.add_argument(
+        "--layers", type=int, default=1, metavar="L", help="stacked: whether they take turns"
+    )
     plan.add_argument(
         "--device",
         default=planner.HERE,

@@ -49,3 +49,12 @@ class Reset(NamedTuple):
         if lengths is not None:
             rows = rows & (boundary < lengths)
         return rows.unsqueeze(-1)
+
+
+def of_piece(
+    lengths: Tensor | None, reset: Reset | None, a: int, b: int
+) -> tuple[Tensor | None, Reset | None]:
+    """What steps a..b-1 have of both, as a sequence of their own."""
+    if lengths is not None:
+        lengths = (lengths - a).clamp(0, b - a)
+    return lengths, reset and reset._replace(mask=reset.mask[a:b])

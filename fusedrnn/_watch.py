@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import ops
-from ._call import Reset, Weights
+from . import ops, random
+from ._call import Reset, of_piece
+from ._pieces import LayerCall
 from .cells import Cell
 
 Outputs = tuple[Tensor, ...]  # y, hn, cn, and with a trace saved and cells: see ops.sequence
@@ -59,50 +60,38 @@ class Watch:
     def sequence(
         self,
         number: int,
-        cell: Cell,
+        layer: LayerCall,
         x: Tensor,
-        weights: tuple[Weights, ...],
-        h0: Tensor,
-        c0: Tensor,
-        lengths: Tensor | None,
-        reset: Reset | None,
-        training: bool = False,
-    ) -> Outputs:
-        """``ops.sequence`` of layer ``number``."""
+    ) -> Tensor:
+        """y of layer ``number``, whose states are the final ones afterwards."""
         trace, mine = bool(self.sinks), [i for i in self.interventions if i.layer == number]
         if mine:
             parts = [
-                _Direction(cell, x, weights, d, lengths, reset, trace, training).run(
-                    h0[d], c0[d], [i for i in mine if i.direction == d]
-                )
-                for d in range(len(weights))
+                _Direction(layer, x, d, trace).run([i for i in mine if i.direction == d])
+                for d in range(len(layer.weights))
             ]
             y, *rest = zip(*parts, strict=True)
             outputs = (torch.cat(y, -1), *map(torch.stack, rest))
         else:
-            outputs = ops.sequence(
-                cell, x, weights, h0, c0, lengths, reset, trace=trace, training=training
-            )
+            outputs = layer.outputs(x, trace)
         for sink in self.sinks:
-            sink.take(number, cell, outputs, len(weights))
-        return outputs[:3]
+            sink.take(number, layer.cell, outputs, len(layer.weights))
+        y, layer.h, layer.c = outputs[:3]
+        return y
 
 
 @dataclass
 class _Direction:
     """One direction of one layer, stopped after each step at which a state changes."""
 
-    cell: Cell
+    layer: LayerCall
     x: Tensor
-    weights: tuple[Weights, ...]
     d: int
-    lengths: Tensor | None
-    reset: Reset | None
     trace: bool
-    training: bool
 
-    def run(self, h: Tensor, c: Tensor, interventions: list[Intervention]) -> Outputs:
-        """From the states h ``[B, P]`` and c ``[S-1, B, H]``; outputs without a direction."""
+    def run(self, interventions: list[Intervention]) -> Outputs:
+        """From the layer's states; outputs without a direction."""
+        h, c = self.layer.h[self.d], self.layer.c[self.d]
         T, reverse = len(self.x), self.d == 1
         stops = [t for t in range(T) if any(i.meets(t, T) for i in interventions)]
         if reverse:
@@ -132,25 +121,23 @@ class _Direction:
 
     def _piece(self, a: int, b: int, h: Tensor, c: Tensor) -> list[Tensor]:
         """Steps a..b-1. The reverse direction runs beside the other, which is thrown away."""
-        lengths, reset = self.lengths, self.reset
-        if lengths is not None:
-            lengths = (lengths - a).clamp(0, b - a)
-        weights = self.weights[: self.d + 1]
+        layer, N = self.layer, self.d + 1
+        lengths, reset = of_piece(layer.lengths, layer.reset, a, b)
         if reset is not None:
-            anew = [s if s is None else s[: self.d + 1] for s in reset[1:]]
-            reset = Reset(reset.mask[a:b], *anew)
+            reset = Reset(reset.mask, *(s if s is None else s[:N] for s in reset[1:]))
+        seed = layer.seed if layer.seed is None else random.later(layer.seed[:N], a)
         h0, c0 = (torch.stack([torch.zeros_like(s)] * self.d + [s]) for s in (h, c))
         y, *rest = ops.sequence(
-            self.cell, self.x[a:b], weights, h0, c0, lengths, reset, trace=self.trace,
-            training=self.training,
+            layer.cell, self.x[a:b], layer.weights[:N], h0, c0, lengths, reset, self.trace,
+            seed=seed,
         )  # fmt: skip
         P = h.shape[-1]
         return [y[..., self.d * P : (self.d + 1) * P], *(each[self.d] for each in rest)]
 
     def _alive(self, t: int) -> Tensor:
-        if self.lengths is None:
+        if self.layer.lengths is None:
             return torch.ones((), dtype=torch.bool, device=self.x.device)
-        return (t < self.lengths).unsqueeze(-1)
+        return (t < self.layer.lengths).unsqueeze(-1)
 
     def _changed(
         self, t: int, states: tuple[Tensor, ...], interventions: list[Intervention]
@@ -162,9 +149,9 @@ class _Direction:
 
     def _anew(self, boundary: int, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The states with which a reverse piece begins below a boundary: see csrc/sequence.h."""
-        if self.reset is None:
+        if self.layer.reset is None:
             return h, c
-        cut = self.reset.mask[boundary].unsqueeze(-1) & self._alive(boundary)
-        one = self.reset.of(self.d)
+        cut = self.layer.reset.mask[boundary].unsqueeze(-1) & self._alive(boundary)
+        one = self.layer.reset.of(self.d)
         anew = (0, 0) if one.h is None else (one.h, one.c)
         return torch.where(cut, anew[0], h), torch.where(cut, anew[1], c)

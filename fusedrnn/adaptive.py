@@ -17,6 +17,9 @@ _BLOCK = 64
 """Tokens whose logits are computed at a time: 25 MB at V = 100,000; more fell out of the cache that
 both cores share, fewer made the products slower (docs/notebook-cpu.md)."""
 
+_LARGE = 2 << 20
+"""Bytes of log-probabilities from which that pays: fewer are not mapped anew in each call."""
+
 _NONE = torch.iinfo(torch.int64).min
 """The target, within a cluster, of tokens whose word is not in it."""
 
@@ -243,7 +246,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         if self.word_rank is not None:
             tree = tree._replace(leaf_rank=self.word_rank)
         grad = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if not grad and softmax_score.scoring(x) == "cpu":
+        large = len(x) * self.n_classes * wide.itemsize >= _LARGE
+        if large and not grad and softmax_score.scoring(x) == "cpu":
             return self._log_prob_in_blocks(x, cast, tree), dtype
         with torch.autocast(x.device.type, enabled=False):
             logits = [self._head_logits(x, cast)]

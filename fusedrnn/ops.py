@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from . import _autograd, _backend, _native, random, reference
+from . import _autograd, _backend, _native, reference
 from ._call import Reset, Weights
 from .cells import CELLS, Cell
 from .reference import state_dtype
@@ -143,7 +143,7 @@ def sequence(
     reset: Reset | None = None,
     trace: bool = False,
     recompute: bool = False,
-    training: bool = False,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Run one layer over a whole sequence.
 
@@ -161,7 +161,8 @@ def sequence(
         trace: also return what the cell saves for backward, and its other states, of all steps.
         recompute: keep for backward only the arguments and y, and run the op again then: the same
             bits for the time of one more forward. (The reference keeps everything.)
-        training: whether a cell with zoneout or dropout draws, from torch's generator.
+        seed: int64 ``[N, 2]``, from which a cell with zoneout or dropout draws (``random.seeds``);
+            None: it takes the means.
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones
     have float32 state and accumulation.
@@ -176,7 +177,6 @@ def sequence(
     """
     projected = weights[0].weight_hr is not None
     backend, _ = _backend.choose(x.device.type, limits(cell.name, x.dtype, projected))
-    seed = random.seeds(len(weights), x.device) if training and cell.random else None
     if backend == "reference":
         return reference.sequence(cell, x, weights, h0, c0, lengths, reset, trace, seed)
     mask, *anew = (None, None, None) if reset is None else reset

@@ -86,6 +86,7 @@ class Plan:
         registers: of a thread, at most.
         shared: bytes of shared memory of a CTA.
         ctas_per_sm: that fit at once.
+        at_once: such launches that the device holds side by side: of stacked layers, for one.
         resident_bytes: of W_hh, held by a CTA for the whole sequence.
         launches: of the whole sequence, without those that bring states in and out.
         rounds: times that the SMs are filled in each step.
@@ -104,6 +105,7 @@ class Plan:
     registers: int
     shared: int
     ctas_per_sm: int
+    at_once: int
     resident_bytes: int
     launches: int
     rounds: int

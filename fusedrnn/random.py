@@ -25,8 +25,20 @@ def _fake_factors(seed: Tensor, like: Tensor, p: float) -> Tensor:
 
 
 def seeds(directions: int, device: torch.device) -> Tensor:
-    """One for each direction of a layer, int64, from torch's generator of the device."""
-    return torch.randint(-(2**63), 2**63 - 1, (directions,), dtype=torch.int64, device=device)
+    """Of each direction of a layer, from torch's generator of the device: int64 ``[N, 2]``.
+
+    The first is where each step draws from, the second what holds for all steps: the same number.
+    """
+    drawn = torch.randint(-(2**63), 2**63 - 1, (directions, 1), dtype=torch.int64, device=device)
+    return drawn.repeat(1, 2)
+
+
+def later(seed: Tensor | None, steps: int) -> Tensor | None:
+    """The seeds of a piece that begins after so many steps: it draws what the whole draws there."""
+    if seed is None or steps == 0:
+        return seed
+    first, all_steps = seed.unbind(1)
+    return torch.stack((first + _signed(_GOLDEN * steps), all_steps), 1)
 
 
 def kept(seed: Tensor, t: int, B: int, H: int, stream: int, p: float) -> Tensor:
@@ -71,7 +83,7 @@ def meeting(seed: Tensor, like: Tensor, p: float, backend: str = "reference") ->
     """
     if backend == "cpu":
         return torch.ops.fusedrnn.sequence_factors(seed, like, p)
-    return factor(kept(seed, -1, *like.shape, SEQUENCE, p), p, like.dtype)
+    return factor(kept(seed[1], -1, *like.shape, SEQUENCE, p), p, like.dtype)
 
 
 def _signed(x: int) -> int:

@@ -34,7 +34,7 @@ def sequence(
 ) -> Result:
     """One layer over a whole sequence. See ``ops.sequence`` for the arguments.
 
-    ``seed`` ``[N]`` is where a cell with random options draws from; None: it takes the means.
+    ``seed`` ``[N, 2]`` is where a cell with random options draws from; None: it takes the means.
     """
     results = []
     with torch.autocast(x.device.type, enabled=False):  # dtypes are the caller's choice
@@ -80,7 +80,7 @@ def _drawn(seed: Tensor | None, t: int, like: Tensor, stream: int, p: float) -> 
     """The share of what is new: 0 or 1 for each unit, or the mean."""
     if seed is None:
         return 1 - p
-    return random.kept(seed, t, *like.shape, stream, p).to(like.dtype)
+    return random.kept(seed[0], t, *like.shape, stream, p).to(like.dtype)
 
 
 def _normed(gain: Tensor, bias: Tensor, c: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Layers, directions, lengths and packing: the one road from a module to the sequence op."""
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -9,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import _waves, ops, random
 from ._call import Reset, Weights
+from ._pieces import LayerCall, in_chunks
 from ._watch import Watch
 from .cells import Cell
 
@@ -51,53 +51,32 @@ def run(
         y ``[T, B, D*P]`` and the final states, shaped as ``states``.
     """
     x, states, reset_states, layers = _as_autocast_says(x, states, reset_states, layers)
-    finals: list[tuple[Tensor, Tensor]] = []
-    for number, layer in enumerate(layers):
-        if number and dropout_p:
-            x = dropout(x, dropout_p)
-        h0, c0 = _of_layer(states, number, len(layer))
-        anew = None
+    stack = []
+    for number, weights in enumerate(layers):
+        anew, N = None, len(weights)
         if reset is not None:
-            anew = Reset(
-                reset, *(_of_layer(reset_states, number, len(layer)) if reset_states else ())
-            )
-        if watch:
-            run_layer = partial(watch.sequence, number, training=training)
-        elif recompute == "chunks":
-            run_layer = partial(_in_chunks, training=training)
-        else:
-            run_layer = partial(ops.sequence, recompute=recompute == "gates", training=training)
-        x, *final = run_layer(cell, x, layer, h0, c0, lengths, anew)
-        finals.append(final)
-    hn, cn = (torch.cat(f) if len(f) > 1 else f[0] for f in zip(*finals, strict=True))
+            anew = Reset(reset, *(_of_layer(reset_states, number, N) if reset_states else ()))
+        seed = random.seeds(N, x.device) if training and cell.random else None
+        again = recompute != "none" and not watch
+        h0, c0 = _of_layer(states, number, N)
+        stack.append(LayerCall(cell, weights, h0, c0, lengths, anew, seed, again))
+    between = partial(dropout, p=dropout_p) if dropout_p else None
+    pieces = 1 if watch or recompute == "chunks" else _waves.pieces_of(stack, x)
+    if pieces > 1:
+        x = _waves.in_waves(stack, x, pieces, between)
+    else:
+        for number, layer in enumerate(stack):
+            if number and between:
+                x = between(x)
+            if watch:
+                x = watch.sequence(number, layer, x)
+            else:
+                x = in_chunks(layer, x) if recompute == "chunks" else layer.whole(x)
+    finals = zip(*((layer.h, layer.c) for layer in stack), strict=True)
+    hn, cn = (torch.cat(f) if len(f) > 1 else f[0] for f in finals)
     if len(states) == 2:
         return x, (hn, cn.squeeze(1))
     return x, (hn, *cn.unbind(1))
-
-
-def _in_chunks(
-    cell: Cell,
-    x: Tensor,
-    weights: tuple[Weights, ...],
-    h: Tensor,
-    c: Tensor,
-    lengths: Tensor | None,
-    reset: Reset | None,
-    training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``ops.sequence`` in about sqrt(T) calls of about sqrt(T) steps, each one recomputed alone."""
-    T, outputs = len(x), []
-    size = math.isqrt(T - 1) + 1
-    for a in range(0, T, size):
-        b = min(a + size, T)
-        y, h, c = ops.sequence(
-            cell, x[a:b], weights, h, c,
-            None if lengths is None else (lengths - a).clamp(0, b - a),
-            reset and reset._replace(mask=reset.mask[a:b]),
-            recompute=True, training=training,
-        )  # fmt: skip
-        outputs.append(y)
-    return torch.cat(outputs), h, c
 
 
 def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:

@@ -125,6 +125,24 @@ def test_capture_and_replay(name, bidirectional, device):
         torch.testing.assert_close(graph.replay(), expected)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_stacked_layers_that_take_turns(name, device, monkeypatch):
+    """Streams of their own, forward and backward, captured and replayed: as one after the other."""
+    _, ours, options = LAYERS[name]
+    layer = ours(7, 33, 3, **options, device=device)
+    x = torch.randn(48, 3, 7, device=device, requires_grad=True)
+    monkeypatch.setenv("FUSEDRNN_PIECES", "3")
+    graph = Graph(layer, x, device)
+    for _ in range(3):
+        with torch.no_grad():
+            x.copy_(torch.randn(48, 3, 7))
+        monkeypatch.setenv("FUSEDRNN_PIECES", "1")
+        expected = [t.clone() for t in graph.work()]
+        monkeypatch.setenv("FUSEDRNN_PIECES", "3")
+        torch.testing.assert_close(graph.work(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(graph.replay(), expected, rtol=1e-4, atol=1e-4)
+
+
 class Loop:
     """One layer's loop over time as ``Graph`` takes layers: no product of another library's."""
 

@@ -246,11 +246,11 @@ def direction(layer, o, module, x, lengths, reset, gates, suffix, U, seed):
     def share(p, stream, t):
         if not p:
             return 1.0
-        return 1 - p if seed is None else random.kept(seed, t, B, H, stream, p).to(x)
+        return 1 - p if seed is None else random.kept(seed[0], t, B, H, stream, p).to(x)
 
     p, meets = o["variational_dropout"], 1.0
     if p and seed is not None:
-        meets = random.kept(seed, -1, B, H, random.SEQUENCE, p).to(x) / (1 - p)
+        meets = random.kept(seed[1], -1, B, H, random.SEQUENCE, p).to(x) / (1 - p)
     states = [x.new_zeros(B, H)] * STATES[layer]
     if R is not None:
         states[0] = x.new_zeros(B, len(R))

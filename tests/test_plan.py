@@ -264,6 +264,12 @@ def test_the_command(capsys):
     out = capsys.readouterr().out
     assert out.startswith("grid: runs; ") and "a model, nothing measured" in out
     assert out.count(": runs; ") == 3
+    assert "layers" not in out
+    assert command.main([*arguments, "--layers", "2"]) == 0
+    assert "\n2 layers: " in capsys.readouterr().out
+    for wrong, message in (("0", "layers is 0; it must be"), ("2 --bidirectional", "no --layers")):
+        assert command.main([*arguments, "--layers", *wrong.split()]) == 2
+        assert message in capsys.readouterr().err
     assert command.main([*arguments[:-1], "v100"]) == 2
     assert "device is 'v100'" in capsys.readouterr().err
     help_ = command._parser()._subparsers._group_actions[0].choices["plan"].format_help()

@@ -265,7 +265,7 @@ def test_opcheck(force, kernel, P, reset):
         ("weight_hh", [torch.zeros(28, 6)], r"weight_hh must be \[28, 7\] without a projection"),
         ("gx", [torch.zeros(3, 7).double()], r"gx must be \[T, B, G\*H\] and weight_hh .* G = 4"),
         ("weight_unit", [torch.zeros(1, 7)], "weight_unit must hold 0 tensors, got 1"),
-        ("seed", torch.zeros(1), "seed is torch.float32 on .*, must be torch.int64 on"),
+        ("seed", torch.zeros(1, 2), "seed is torch.float32 on .*, must be torch.int64 on"),
         ("gx", [], "a layer has one direction or two, got 0 of gx"),
         ("reset", torch.zeros(4, 3), "reset is torch.float32 on .*, must be torch.bool on"),
         ("reset", None, "reset_h is given without reset, the mask that says where"),

@@ -45,9 +45,10 @@ ROUNDED = (
 )
 
 
-def drawn(cell, *args):
+def drawn(cell, x, weights, *args):
     torch.manual_seed(5)
-    return ops.sequence(cell, *args, training=True)
+    seed = random.seeds(len(weights), weights[0].weight_hh.device) if cell.random else None
+    return ops.sequence(cell, x, weights, *args, seed=seed)
 
 
 def both(name, case, dtype, function=drawn):
@@ -128,7 +129,8 @@ def test_masks_are_the_references(seed, p):
     """Every bit of them, at the first step and at the ten-millionth."""
     B, H, scale = 5, 37, 1 / (1 - p) if p < 1 else 0.0
     name = f"lstm:zoneout_h={p}:zoneout_c={p}:dropout={p}:variational={p}"
-    chances, given = _call.chances(CELLS[name]), torch.tensor([seed], device=DEVICE)
+    chances = _call.chances(CELLS[name])
+    given = torch.tensor([seed, seed ^ 5], device=DEVICE)
     for t in (0, 10**7):
         found = torch.empty(4, B, H, dtype=torch.float64, device=DEVICE)
         draw[(1,)](found, given, t, B, H, CHANCES=chances, BB=8, BH=64)
@@ -138,5 +140,5 @@ def test_masks_are_the_references(seed, p):
             (random.KEEP_C, t, 1.0),
             (random.SEQUENCE, -1, scale),
         ):
-            expected = random.kept(given[0], at, B, H, stream, p).double() * kept
+            expected = random.kept(given[int(at < 0)], at, B, H, stream, p).double() * kept
             assert torch.equal(found[stream], expected), (stream, t)

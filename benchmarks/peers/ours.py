@@ -1,6 +1,7 @@
 """This package, as users call it."""
 
 import inspect
+import os
 import re
 
 from torch import Tensor
@@ -80,6 +81,31 @@ def recorded(problem: Sequence) -> Task:
             return outputs(module(leaves["x"], lengths=problem.lengths))
 
     return Task(forward, leaves)
+
+
+@peer(
+    "fusedrnn one by one",
+    "sequence",
+    what="as fusedrnn, stacked layers one after the other instead of taking turns",
+    devices=("cuda",),
+)
+def one_by_one(problem: Sequence) -> Task:
+    """What the waves of stacked layers are worth."""
+    if problem.case.layers == 1 or problem.case.bidirectional:
+        raise Unsupported("only stacked layers of one direction take turns")
+    task = layer(problem)
+
+    def forward() -> Results:
+        before = os.environ.get("FUSEDRNN_PIECES")
+        os.environ["FUSEDRNN_PIECES"] = "1"
+        try:
+            return task.forward()
+        finally:
+            os.environ.pop("FUSEDRNN_PIECES")
+            if before is not None:
+                os.environ["FUSEDRNN_PIECES"] = before
+
+    return Task(forward, task.leaves)
 
 
 CELL_MODULES = {"lstm": "LSTMCell", "gru": "GRUCell", "rnn_tanh": "RNNCell"}

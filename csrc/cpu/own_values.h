@@ -43,8 +43,8 @@ template <class A>
   Shares<A> x{Lanes<A>(A(1 - h)), Lanes<A>(A(1 - c)), Lanes<A>(A(1))};
   if (!seed) return x;
   const int64_t b = units.first.b, other = units.second.b;
-  const uint64_t key = row_key(*seed, t, b),
-                 keys[] = {key, other == b ? key : row_key(*seed, t, other)};
+  const uint64_t key = row_key(seed[0], t, b),
+                 keys[] = {key, other == b ? key : row_key(seed[0], t, other)};
   if (h > 0) x.h = drawn(units, keys, Stream::keep_h, h);
   if (c > 0) x.c = drawn(units, keys, Stream::keep_c, c);
   if (drop > 0) x.drop = Lanes<A>(factor_of_kept<A>(drop)) * drawn(units, keys, Stream::drop, drop);
@@ -82,7 +82,7 @@ class Meeting {
         factors_(there ? a.n.B * a.n.P : 0),
         P_(a.n.P) {
     if (there && factors_)
-      sequence_factors(*a.seed, a.n.B, P_, a.n.options.variational, factors_.get());
+      sequence_factors(a.seed[1], a.n.B, P_, a.n.options.variational, factors_.get());
   }
   explicit operator bool() const { return bool(factors_); }
   const bool there;

@@ -50,8 +50,9 @@ const char* softmax_search(const SoftmaxSearch& args) {
 }
 
 const char* log_softmax(const LogSoftmax& args) {
-  if (args.dtype == DType::f64) return run<LogSoftmaxPass<double>>(args.threads, args);
-  return run<LogSoftmaxPass<float>>(args.threads, args);
+  const int team = int(args.N < args.threads ? args.N : args.threads);
+  if (args.dtype == DType::f64) return run<LogSoftmaxPass<double>>(team, args);
+  return run<LogSoftmaxPass<float>>(team, args);
 }
 
 }  // namespace FRNN_ISA

@@ -76,7 +76,7 @@ __device__ inline PerUnit<Wide<Data>> own_values(const Args& p, int64_t t, int64
   if (!options.random()) return own;
   own.keep_h = W(1 - options.zoneout_h), own.keep_c = W(1 - options.zoneout_c), own.drop = W(1);
   if (p.seed == nullptr) return own;
-  const uint64_t key = row_key(*p.seed, t, b);
+  const uint64_t key = row_key(p.seed[0], t, b);
   const double h = options.zoneout_h, c = options.zoneout_c, drop = options.dropout;
   if (h > 0) own.keep_h = drawn<W>(key, Stream::keep_h, unit, h);
   if (c > 0) own.keep_c = drawn<W>(key, Stream::keep_c, unit, c);
@@ -89,7 +89,7 @@ template <class W, class Args>
 __device__ inline W meeting(const Args& p, int64_t b, int64_t unit) {
   const double chance = p.n.options.variational;
   if (chance <= 0 || p.seed == nullptr) return W(1);
-  return factor_of<W>(sequence_key(*p.seed, b), Stream::sequence, unit, chance);
+  return factor_of<W>(sequence_key(p.seed[1], b), Stream::sequence, unit, chance);
 }
 
 // Hands out the workspace in pieces; with a null base it only counts.

@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
   h0 = checked(h0, "h0", {N, B, P});
   c0 = checked(c0, "c0", {N, S - 1, B, H});
   weight_unit = checked(weight_unit, "weight_unit", {p.c.weights, H});
-  seed = checked.check(seed, "seed", {N}, ScalarType::Long);
+  seed = checked.check(seed, "seed", {N, 2}, ScalarType::Long);
   const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
 
   const bool keep_hidden = save && p.projected;
@@ -172,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_back
   weight_hh = checked(weight_hh, "weight_hh", {GH, p.sizes(0, DType::f32).depth()});
   weight_hr = checked(weight_hr, "weight_hr", {P, H});
   weight_unit = checked(weight_unit, "weight_unit", {p.c.weights, H});
-  seed = checked.check(seed, "seed", {N}, ScalarType::Long);
+  seed = checked.check(seed, "seed", {N, 2}, ScalarType::Long);
   const Spans spans(checked, p, lengths, reset, reset_h, reset_c);
   saved = checked(saved, "saved", {N, T, B, p.c.saved, H});
   cells = checked.check(cells, "cells", {N, T, S - 1, B, H}, state_dtype(y));

@@ -60,10 +60,10 @@ std::tuple<Tensor, Tensor> sequence_step(std::string cell, Tensor x, Tensor h, M
 
 Tensor sequence_factors_like(Tensor seed, Tensor like, double p) {
   STD_TORCH_CHECK(like.dim() == 2, "fusedrnn: like must be [B, P], got ", show(like));
-  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
-                  "fusedrnn: seed must be one int64, got ", show(seed));
+  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 2,
+                  "fusedrnn: seed must be two int64, got ", show(seed));
   const int64_t B = like.size(0), P = like.size(1);
-  const int64_t number = *static_cast<const int64_t*>(seed.const_data_ptr());
+  const int64_t number = static_cast<const int64_t*>(seed.const_data_ptr())[1];
   const Tensor factors = allocate(like, {B, P});
   const auto draw = [&](auto* to) { sequence_factors(number, B, P, p, to); };
   void* to = factors.mutable_data_ptr();

@@ -134,13 +134,13 @@ std::vector<Array> run_sequence(const CellOptions& options, const Case& c, DType
   const auto column = [&](const Array& t, int64_t d) {
     return static_cast<char*>(t.get()) + d * P * width(type);
   };
-  const int64_t seed = 7;
+  const int64_t seed[] = {7, 8};
   SequenceForward f[2] = {};
   for (int64_t d = 0; d < N; ++d) {
     SequenceForward& a = f[d];
     a.n = {T, B, H, P, type, d == 1, N * P, threads, false, options};
     a.gx = random(T * B * G * H), a.weight_hh = random(G * H * a.n.depth());
-    a.weight_unit = V ? random(V * H) : nullptr, a.seed = &seed;
+    a.weight_unit = V ? random(V * H) : nullptr, a.seed = seed;
     a.bias_hh = c.bias ? random(G * H) : nullptr, a.weight_hr = c.P ? random(P * H) : nullptr;
     a.h0 = random(B * P), a.c0 = random((S - 1) * B * H);
     a.lengths = c.lengths ? lengths.data() : nullptr, a.reset = reset.get();

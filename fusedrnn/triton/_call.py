@@ -103,9 +103,9 @@ class Problem:
         return t.contiguous()
 
     def seeds(self, t: Tensor | None) -> Tensor | None:
-        """The seed of each direction, ``[N, 1]``; None where the cell draws nothing."""
-        t = self.checked("seed", t, self.N, dtype=torch.int64)
-        return t.unsqueeze(1) if t is not None and self.cell.random else None
+        """The seeds of each direction, ``[N, 2]``; None where the cell draws nothing."""
+        t = self.checked("seed", t, self.N, 2, dtype=torch.int64)
+        return t if self.cell.random else None
 
     def steps(self, reverse: bool) -> range:
         """The times of all steps, in the order of forward."""

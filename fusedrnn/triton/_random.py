@@ -1,8 +1,8 @@
 """The random numbers of a step by counter: csrc/random.h and fusedrnn/random.py, on tiles.
 
 ``CHANCES`` has an entry for each stream: None where a cell draws nothing in it, else (the share
-that is kept, what its bits are below, by what dropout multiplies what is kept). ``seed`` is one
-int64, or None: then nothing is drawn.
+that is kept, what its bits are below, by what dropout multiplies what is kept). ``seed`` is two
+int64, as ``random.seeds`` makes them, or None: then nothing is drawn.
 """
 
 import triton
@@ -91,4 +91,4 @@ def meeting(seed, o_b, o_h, CHANCES: tl.constexpr, ACC: tl.constexpr):
     elif CHANCES[SEQUENCE] is None:
         return None
     else:
-        return _factor(_row_keys(seed, 0, o_b), o_h, SEQUENCE, CHANCES, ACC)
+        return _factor(_row_keys(seed + 1, 0, o_b), o_h, SEQUENCE, CHANCES, ACC)
