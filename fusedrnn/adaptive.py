@@ -12,13 +12,11 @@ from .reference import state_dtype
 from .softmax import HierarchicalSoftmaxOutput, checked_reduction, reduced
 from .softmax_layer import check_ignore_index, check_input, check_target, operands
 from .softmax_ops import Training, target_log_prob
-
-_BLOCK = 64
-"""Tokens whose logits are computed at a time: 25 MB at V = 100,000; more fell out of the cache that
-both cores share, fewer made the products slower (docs/notebook-cpu.md)."""
+from .softmax_score import Part
 
 _LARGE = 2 << 20
-"""Bytes of log-probabilities from which that pays: fewer are not mapped anew in each call."""
+"""Bytes of log-probabilities from which blocks of tokens pay: the memory of fewer is not new in
+each call, and each part of the rows is one more operator for each block."""
 
 _NONE = torch.iinfo(torch.int64).min
 """The target, within a cluster, of tokens whose word is not in it."""
@@ -245,10 +243,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         tree = Tree(*(getattr(self, f"_tree_{name}") for name in Tree._fields))
         if self.word_rank is not None:
             tree = tree._replace(leaf_rank=self.word_rank)
-        grad = torch.is_grad_enabled() or torch.compiler.is_compiling()
         large = len(x) * self.n_classes * wide.itemsize >= _LARGE
-        if large and not grad and softmax_score.scoring(x) == "cpu":
-            return self._log_prob_in_blocks(x, cast, tree), dtype
+        if large and softmax_score.without_gradients() and softmax_score.scoring(x) == "cpu":
+            return softmax_score.log_prob_in_blocks(x, self._parts(cast, wide), tree), dtype
         with torch.autocast(x.device.type, enabled=False):
             logits = [self._head_logits(x, cast)]
             for project, words in self.tail:
@@ -262,32 +259,14 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                     logits[0] = logits[0] + _certain(hidden, weight)
         return softmax_score.log_prob_of_logits(torch.cat(logits, 1), tree, 2), dtype
 
-    def _log_prob_in_blocks(self, x: Tensor, cast: Callable, tree: Tree) -> Tensor:
-        """Without gradients: logits of a few tokens at a time, which stay in the caches."""
-        wide = state_dtype(x.dtype)
-        parts = [(None, cast(self.head.weight).to(wide))]
+    def _parts(self, cast: Callable, wide: torch.dtype) -> list[Part]:
+        """The rows of all words' logits."""
+        bias = None if self.head.bias is None else cast(self.head.bias).to(wide)
+        parts = [Part(cast(self.head.weight).to(wide), bias)]
         for project, words in self.tail:
             if words.out_features > 1:  # a cluster of one word is a leaf of the root
-                parts.append((cast(project.weight), cast(words.weight).to(wide)))
-        bias = None if self.head.bias is None else cast(self.head.bias).to(wide)
-        rows = sum(len(weight) for _, weight in parts)
-        # New pages for both were a fifth of the call (docs/notebook-cpu.md).
-        out, z = (
-            torch.ops.fusedrnn.empty_kept(parts[0][1], *size)
-            for size in ((len(x), self.n_classes), (min(len(x), _BLOCK), rows))
-        )
-        with torch.autocast(x.device.type, enabled=False):
-            for block, into in zip(x.split(_BLOCK), out.split(_BLOCK), strict=True):
-                row, logits = 0, z[: len(block)]
-                for project, weight in parts:
-                    hidden = block if project is None else linear(block, project)
-                    columns = logits[:, row : row + len(weight)]
-                    torch.ops.fusedrnn.word_logits(hidden.to(wide), weight, out=columns)
-                    row += len(weight)
-                if bias is not None:
-                    logits[:, : len(bias)] += bias
-                torch.ops.fusedrnn.hierarchical_log_softmax.native_out(logits, *tree, out=into)
-        return out
+                parts.append(Part(cast(words.weight).to(wide), None, cast(project.weight)))
+        return parts
 
     def _check(self, input: Tensor) -> None:
         check_input(input, self.in_features, self.head.weight)

@@ -5,8 +5,11 @@ log-probabilities of all words. ``hierarchical_softmax_search``: the most probab
 drawn at random, from the rows of few nodes. Sizes are as in ``softmax_ops.py``.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from . import _backend, _native, softmax_reference
 from ._second_order import differentiable
@@ -20,7 +23,9 @@ from .triton import softmax_whole  # noqa: F401  registers its ops
 _native.LIBRARY.define(
     f"hierarchical_log_softmax.native_out(Tensor logits, {TREE}, *, Tensor(a!) out) -> ()"
 )
-_native.LIBRARY.define("word_logits(Tensor x, Tensor weight, *, Tensor(a!) out) -> ()")
+_native.LIBRARY.define(
+    "word_logits(Tensor x, Tensor weight, Tensor? bias, *, Tensor(a!) out) -> ()"
+)
 for _overload in ("native", "triton"):
     _native.LIBRARY.define(f"hierarchical_log_softmax.{_overload}(Tensor logits, {TREE}) -> Tensor")
     _native.LIBRARY.define(
@@ -38,7 +43,11 @@ _native.LIBRARY.define(
 )
 
 _BLOCK = 64
-"""Tokens whose words are all scored at a time: 25 MB of logits at V = 100,000."""
+"""Tokens whose words are all scored at a time: 25 MB of logits at V = 100,000; more fell out of the
+cache that both cores share, fewer made the products slower (docs/notebook-cpu.md)."""
+
+_FEW = 8
+"""Tokens below which a product is torch's: ``kFewRows`` in csrc/ops/product.h."""
 
 
 MOST_ON_GPU = 128
@@ -50,12 +59,12 @@ def _budget(rows: int, tokens: int, device: str = "cpu") -> int:
 
     As many as take as long as the token's share of the product, so that both together take at most
     twice as long as the better one. A product reads the weight once for all tokens, and computes a
-    row in a tenth of what reading it in a search takes (docs/notebook-cpu.md, Search). On a GPU a
+    row in a 16th of what reading it in a search takes (docs/notebook-cpu.md, Search). On a GPU a
     token has one SM, which reads a 64th of what all of them do; a model, nothing of it is measured.
     """
     if device != "cpu":
         return max(1 << 12, rows // 64)
-    return max(1 << 12, rows // 10 + rows // max(tokens, 1))
+    return max(1 << 8, rows // 16 + rows // max(tokens, 1))
 
 
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax.triton")
@@ -101,7 +110,7 @@ def _fake_topk(
 
 
 @torch.library.register_fake("fusedrnn::word_logits")
-def _fake_word_logits(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+def _fake_word_logits(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
     return None
 
 
@@ -177,12 +186,62 @@ def log_prob_of_logits(logits: Tensor, tree: Tree, depth: int) -> Tensor:
     return _op("hierarchical_log_softmax", backend)(logits, *tree)
 
 
+class Part(NamedTuple):
+    """Some of the rows whose logits are wanted."""
+
+    weight: Tensor  # [rows, H]
+    bias: Tensor | None = None  # [rows]
+    project: Tensor | None = None  # [H, I], by which the input is multiplied before
+
+
+def log_prob_in_blocks(input: Tensor, parts: list[Part], tree: Tree) -> Tensor:
+    """Of all words, on the CPU, without gradients: the logits of a few tokens stay in the caches.
+
+    Args:
+        input: ``[N, I]``.
+        parts: all rows of the tree in their order, weights in float32 or float64.
+        tree: over the rows.
+
+    Returns:
+        ``[N, V]`` of the weights' dtype.
+    """
+    like = parts[0].weight
+    rows = sum(len(part.weight) for part in parts)
+    # New pages for both were a fifth of the call (docs/notebook-cpu.md).
+    out, z = (
+        torch.ops.fusedrnn.empty_kept(like, *size)
+        for size in ((len(input), len(tree.leaf_rank)), (min(len(input), _BLOCK), rows))
+    )
+    with torch.autocast(input.device.type, enabled=False):
+        for block, into in zip(input.split(_BLOCK), out.split(_BLOCK), strict=True):
+            row, logits = 0, z[: len(block)]
+            for weight, bias, project in parts:
+                x = block if project is None else linear(block, project)
+                columns = logits[:, row : row + len(weight)]
+                torch.ops.fusedrnn.word_logits(x.to(like.dtype), weight, bias, out=columns)
+                row += len(weight)
+            torch.ops.fusedrnn.hierarchical_log_softmax.native_out(logits, *tree, out=into)
+    return out
+
+
+def _part(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Part:
+    return Part(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def without_gradients() -> bool:
+    """Whether a call's tensors are read by nobody's backward, nor traced."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
 def log_prob(input: Tensor, weight: Tensor, bias: Tensor | None, tree: Tree, depth: int) -> Tensor:
     """The log-probabilities of all words. See ``softmax_ops.target_log_prob`` for the arguments.
 
     Returns:
         ``[N, V]``, in order of word ids: float64 for float64 input, else float32.
     """
+    if without_gradients() and len(input) >= _FEW and scoring(input) == "cpu":
+        part = _part(weight, bias, state_dtype(input.dtype))
+        return log_prob_in_blocks(input, [part], tree)
     return log_prob_of_logits(softmax_reference.logits(input, weight, bias), tree, depth)
 
 
@@ -217,14 +276,25 @@ def _search_or_score(
     *tree, root_rows, path_rows, k = rest
     tree, device = Tree(*tree), input.device.type
     budget = _budget(len(weight), len(input), device)
-    log_p, words, rows = _search(input, weight, bias, tree, root_rows, path_rows, k, budget=budget)
+
+    def search(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _search(tokens, weight, bias, tree, root_rows, path_rows, k, budget=budget)
+
     if device != "cpu":
-        return log_p, words, rows
-    wide = None
+        return search(input)
+    # Where most of the first few search in vain, the others do not try.
+    log_p, words, rows = search(input[:_FEW])
+    if len(input) > _FEW:
+        if 2 * int((rows < 0).sum()) > _FEW:
+            size = len(input) - _FEW, k
+            rest = log_p.new_empty(size), words.new_empty(size), rows.new_full(size[:1], -1)
+        else:
+            rest = search(input[_FEW:])
+        log_p, words, rows = map(torch.cat, zip((log_p, words, rows), rest, strict=True))
+    part = None
     for tokens in (rows < 0).nonzero().squeeze(1).split(_BLOCK):
-        wide = weight.to(log_p.dtype) if wide is None else wide
-        z = softmax_reference.logits(input[tokens].to(wide.dtype), wide, bias)
-        every = torch.ops.fusedrnn.hierarchical_log_softmax.native(z, *tree)
+        part = part or _part(weight, bias, log_p.dtype)
+        every = log_prob_in_blocks(input[tokens], [part], tree)
         log_p[tokens], words[tokens] = _largest(every, k)
         rows[tokens] = len(weight)
     return log_p, words, rows

@@ -12,6 +12,7 @@ import torch
 from exactness import assert_close64, assert_exact
 from test_softmax import WHERE, gradients, needs_native
 from torch import nn
+from torch.nn.functional import linear
 from trees import zipf
 
 import fusedrnn
@@ -321,9 +322,10 @@ def test_logits_into_the_columns_of_a_wider_matrix(size, dtype):
     N, V, H = size
     x, weight = torch.randn(N, H, dtype=dtype), torch.randn(V, H, dtype=dtype)
     wide = torch.full((N, V + 7), 5.0, dtype=dtype)
-    torch.ops.fusedrnn.word_logits(x, weight, out=wide[:, 3 : V + 3])
-    torch.testing.assert_close(wide[:, 3 : V + 3], x @ weight.T)
-    assert (wide[:, :3] == 5).all() and (wide[:, V + 3 :] == 5).all()
+    for bias in (None, torch.randn(V, dtype=dtype)):
+        torch.ops.fusedrnn.word_logits(x, weight, bias, out=wide[:, 3 : V + 3])
+        torch.testing.assert_close(wide[:, 3 : V + 3], linear(x, weight, bias))
+        assert (wide[:, :3] == 5).all() and (wide[:, V + 3 :] == 5).all()
     for wrong in (wide[:, :V].T, wide[:, :V].half()):
         with pytest.raises(RuntimeError, match="out must be"):
-            torch.ops.fusedrnn.word_logits(x, weight, out=wrong)
+            torch.ops.fusedrnn.word_logits(x, weight, None, out=wrong)

@@ -65,10 +65,11 @@ def test_the_ops_are_right_with(isa):
     if isa == _native.build_info()["cpu_in_use"] and isa != "avx512_bf16":
         return  # all other tests run on it
     names, dtype = ["test_sequence.py", "test_modules.py", "test_softmax.py"], "float32"
+    names += ["test_softmax_loss.py", "test_softmax_score.py", "test_adaptive.py"]
     if isa == "avx512_bf16":
         names, dtype = ["test_bf16_host.py", "test_modules.py"], "bfloat16"
     picked = f"cpu and (test_equals_reference or test_equals_torch and {dtype})"
-    picked += " or test_against_float64"
+    picked += " or test_against_float64 or test_torchs_results or test_smoothing or test_topk_is"
     files = [str(TESTS / name) for name in names]
     done = run(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", picked)
     assert done.returncode == 0, done.stdout[-3000:]

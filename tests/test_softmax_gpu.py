@@ -68,13 +68,14 @@ class Search(Graph):
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_searches_are_captured_whoever_needs_all_words(make, device, monkeypatch):
     """Which tokens have all words scored is not known when the graph is made."""
-    monkeypatch.setattr(softmax_score, "_budget", lambda *_: 40)
     layer, x, target = problem(make(zipf(300)), 70, 20, dtype=torch.float32, device=device)
+    budget = 40 if layer.hierarchy.depth > 2 else 160  # which some tokens keep, and some do not
+    monkeypatch.setattr(softmax_score, "_budget", lambda *_: budget)
     x = x.detach()
     graph = Search(layer, x, target, device)
     for turn in range(3):
         x.copy_(torch.randn(x.shape))
-        x[turn::3] *= 30
+        x[torch.arange(70) % 3 != turn] *= 30  # on a CPU, if most search in vain nobody does
         expected = [t.clone() for t in graph.work()]
         torch.testing.assert_close(graph.replay(), expected)
         scored = expected[2] == layer.hierarchy.rows

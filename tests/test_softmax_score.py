@@ -132,6 +132,23 @@ def test_topk_is_that_of_log_prob(tree, scale, place, budget):
 
 
 @needs_native
+@pytest.mark.parametrize("easy", [3, 5], ids=["most in vain", "few in vain"])
+def test_the_first_tokens_decide_for_the_others(easy, monkeypatch):
+    """Whether they try to search; each is exact either way."""
+    monkeypatch.setattr(softmax_score, "_budget", lambda *_: 600)
+    layer, x = peaked(Hierarchy.classes(zipf(2000)), 8 + 30, 16, 1.0)
+    x[:easy] *= 50
+    x[8:] *= 50
+    found = layer.topk(x, 5)
+    few = found.rows < layer.hierarchy.rows
+    assert few[:easy].all() and not few[easy:8].any()
+    assert few[8:].all() if easy > 4 else not few[8:].any()
+    values, words = softmax_reference.topk(layer.log_prob(x), 5)
+    assert torch.equal(found.words, words)
+    assert_close64(found.log_prob, values, "values")
+
+
+@needs_native
 def test_what_a_search_may_cost():
     """Of tokens that would need most rows all words are scored; others have their few rows."""
     layer, x = peaked(Hierarchy.classes(zipf(60_000)), 6, 16, 1.0, dtype=torch.float32)

@@ -116,8 +116,9 @@ inline A dot(const A* x, const A* y, int64_t n) {
 // Few tokens meet most classes of a large vocabulary, and a panel of tokens would be mostly
 // padding: for up to kFew of them, vectors go along the features, and weight rows are read as they
 // lie, once, from memory: the next ones are fetched ahead, as rows are too short for the hardware
-// to notice.
-constexpr int64_t kFew = 8;
+// to notice. They are one panel: of two doubles to a vector no more than six are few.
+template <class A>
+constexpr int64_t kFew = kTileVectors * Vector<A>::lanes < 8 ? kTileVectors * Vector<A>::lanes : 8;
 
 // out[r, t] += w_r . x_t, of n numbers, for R rows and T tokens.
 template <int R, int T, class A>
@@ -148,7 +149,7 @@ __attribute__((noinline)) void dot_rows(int64_t rows, const A* w, int64_t ldw, c
 }
 
 // The same for any number of tokens up to kFew.
-template <class A, int T = int(kFew)>
+template <class A, int T = int(kFew<A>)>
 inline void dot_few(int64_t tokens, int64_t rows, const A* w, int64_t ldw, const A* x, int64_t ldx,
                     int64_t n, A* out, int64_t ldo) {
   if (tokens == T) return dot_rows<T>(rows, w, ldw, x, ldx, n, out, ldo);

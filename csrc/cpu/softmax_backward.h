@@ -96,7 +96,7 @@ class SoftmaxBackwardPass {
       for (int64_t r = 0; r < visit.rows; r += kRows) {
         const int64_t rows = least(kRows, visit.rows - r);
         const D* weight = static_cast<const D*>(a.weight) + (visit.row + r) * H + column;
-        if (tokens <= kFew) {
+        if (tokens <= kFew<A>) {
           int64_t stride;
           const A* few = wide_rows(weight, rows, H, valid, w, stride);
           panels(visit, begin, end, [&](int64_t token, int64_t count, const A* g, int64_t width) {
@@ -153,7 +153,7 @@ class SoftmaxBackwardPass {
   void rows_of(const Task& t, A* sum) {
     D* dweight = a.dweight ? static_cast<D*>(a.dweight) + t.out * H : nullptr;
     D* dbias = a.dbias ? static_cast<D*>(a.dbias) + t.out : nullptr;
-    const bool few = t.visit && t.visit->end - t.visit->begin <= kFew;
+    const bool few = t.visit && t.visit->end - t.visit->begin <= kFew<A>;
     // Into the tensor itself where rows are whole vectors, or written number by number.
     const bool whole = H % lanes == 0, direct = std::is_same_v<D, A> && (whole || few);
     if (!t.visit) {
@@ -193,7 +193,7 @@ class SoftmaxBackwardPass {
   }
 
   A bias_grad(const SoftmaxVisit& visit, int64_t r) const {
-    if (visit.end - visit.begin <= kFew) {
+    if (visit.end - visit.begin <= kFew<A>) {
       A sum = 0;
       panels(visit, 0, N, [&](int64_t token, int64_t count, const A* g, int64_t width) {
         for (int64_t l = 0; l < count; ++l) sum += g[r * width + l] * ds.get()[token + l];

@@ -102,7 +102,7 @@ class SoftmaxForwardPass {
 
   void first(const Task& t, Local& local) {
     if (t.visit->rows == 1) return sigmoid_node(t, local);
-    if (t.tokens <= kFew)
+    if (t.tokens <= kFew<A>)
       few_logits(t, local);
     else
       logits(t, local);

@@ -99,7 +99,7 @@ class SoftmaxSearchPass {
       for (int64_t j = 0; j < k; ++j) l[j] = A(a.scale) * logit(token, row + j);
     }
     if (k == 1) {
-      log_sigmoids(l[0], l);
+      log_sigmoids(l, 1, l, l + 1);
       return;
     }
     A top, sum;

@@ -31,12 +31,14 @@ inline void max_and_sum(const A* z, int64_t n, A& top, A& sum) {
   for (int64_t l = 0; l < L; ++l) sum += s[l];
 }
 
-// log sigmoid(s) and log sigmoid(-s).
+// log sigmoid(s) and log sigmoid(-s) of n numbers s. `plus` may be where they come from.
 template <class A>
-inline void log_sigmoids(A s, A* out) {
-  const A t = -log_sigmoid(s < 0 ? -s : s);
-  out[0] = (s < 0 ? s : A(0)) - t;
-  out[1] = (s < 0 ? A(0) : -s) - t;
+inline void log_sigmoids(const A* from, int64_t n, A* plus, A* minus) {
+  for (int64_t i = 0; i < n; ++i) {
+    const A s = from[i], t = log_sigmoid(s < 0 ? -s : s);
+    minus[i] = (s < 0 ? A(0) : -s) + t;
+    plus[i] = (s < 0 ? s : A(0)) + t;
+  }
 }
 
 template <class A>
@@ -70,27 +72,44 @@ class LogSoftmaxPass {
   // of_node: log p of each.
   void down(const A* z, A* of_node, A* out) const {
     of_node[0] = 0;
-    for (int64_t m = 0; m < t.nodes; ++m) {
+    for (int64_t m = 0; m < t.nodes;) {
       const int64_t row = t.node_rows[m], k = t.node_rows[m + 1] - row;
       const int64_t first = t.node_branches[m];
       if (k == 1) {
-        A l[2];
-        log_sigmoids(z[row], l);
-        for (int j = 0; j < 2; ++j) put(first + j, of_node[m] + l[j], of_node, out);
+        m = down_sigmoids(m, z + row, of_node, out);
         continue;
       }
       A top, sum;
       max_and_sum(z + row, k, top, sum);
-      const A log_sum = std::log(sum);
-      if (!a.word && only_leaves(m)) {  // written in their order
-        A* to = out + t.branch_leaf[first];
-        const A base = of_node[m];
-        for (int64_t j = 0; j < k; ++j) to[j] = base + ((z[row + j] - top) - log_sum);
+      const A log_sum = std::log(sum), base = of_node[m];
+      const auto value = [&](int64_t j) { return base + ((z[row + j] - top) - log_sum); };
+      if (!only_leaves(m)) {
+        for (int64_t j = 0; j < k; ++j) put(first + j, value(j), of_node, out);
+      } else if (a.word) {
+        const auto* words = a.word + t.branch_leaf[first];
+        for (int64_t j = 0; j < k; ++j) out[words[j]] = value(j);
       } else {
-        for (int64_t j = 0; j < k; ++j)
-          put(first + j, of_node[m] + ((z[row + j] - top) - log_sum), of_node, out);
+        A* to = out + t.branch_leaf[first];
+        for (int64_t j = 0; j < k; ++j) to[j] = value(j);
       }
+      ++m;
     }
+  }
+
+  // The nodes of one row from m on, whose rows z are neighbours, as many as are taken at a time.
+  // Returns the node after them.
+  int64_t down_sigmoids(int64_t m, const A* z, A* of_node, A* out) const {
+    constexpr int64_t most = 4 * kLanes<A>;
+    A plus[most], minus[most];
+    int64_t n = 1;
+    while (n < most && m + n < t.nodes && t.node_rows[m + n + 1] - t.node_rows[m + n] == 1) ++n;
+    log_sigmoids(z, n, plus, minus);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t first = t.node_branches[m + i];
+      put(first, of_node[m + i] + plus[i], of_node, out);
+      put(first + 1, of_node[m + i] + minus[i], of_node, out);
+    }
+    return m + n;
   }
 
   // Preorder: the node after m is below m unless all branches of m are leaves.

@@ -84,8 +84,8 @@ struct Products {
   }
 };
 
-// Logits of some words: out = x W^T. Rows of out may lie apart.
-void word_logits(Tensor x, Tensor weight, Tensor out) {
+// Logits of some words: out = x W^T + bias. Rows of out may lie apart.
+void word_logits(Tensor x, Tensor weight, Maybe bias, Tensor out) {
   STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && has_size(out, {x.size(0), weight.size(0)}),
                   "fusedrnn: out must be [N, V] for x [N, H] and weight [V, H], got ", show(out),
                   ", ", show(x), " and ", show(weight));
@@ -94,7 +94,7 @@ void word_logits(Tensor x, Tensor weight, Tensor out) {
   const int64_t N = x.size(0), V = weight.size(0), H = x.size(1);
   const Checked checked(x, "x");
   const Tensor rows = checked(x, "x", {N, H}), w = checked(weight, "weight", {V, H});
-  multiply(out, rows, matrix(w, 0, V, H, H, true));
+  multiply(out, rows, matrix(w, 0, V, H, H, true), checked(bias, "bias", {V}));
 }
 
 List sequence_inputs(Tensor x, List weight_ih, List bias_ih) {
