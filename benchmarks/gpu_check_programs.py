@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from fusedrnn import plan
-from fusedrnn._waves import waves
+from fusedrnn._waves import planned
 
 from . import gpu_check
 from .case import Case
@@ -147,17 +147,20 @@ def predicted(case: Case) -> dict[str, float]:
     T, B, _, H = case.shape
     passes = {"fwdbwd": (False, True), "bwd": (True,)}.get(case.mode, (False,))
     device = plan.HERE if case.device == "cuda" else "h200"
-    found = [
+    if case.layers > 1 and not case.bidirectional and False in passes:
+        waves = planned(
+            case.cell, case.layers, T, B, H, proj_size=0, dtype=case.torch_dtype,
+            backward=True in passes, precision=None, device=device,
+        )  # fmt: skip
+        return {"predicted_us_per_step": round(waves.us / T, 3)}
+    us = sum(
         plan.plans(
             *(case.cell, T, B, H), dtype=case.torch_dtype, backward=backward,
             bidirectional=case.bidirectional, device=device,
-        )[0]
+        )[0].us_per_step
         for backward in passes
-    ]  # fmt: skip
-    us = case.layers * sum(p.us_per_step for p in found)
-    if case.layers > 1 and not case.bidirectional:
-        us = waves(case.layers, T, found).us / T
-    return {"predicted_us_per_step": round(us, 3)}
+    )  # fmt: skip
+    return {"predicted_us_per_step": round(us * case.layers, 3)}
 
 
 def sequence(run: gpu_check.Run) -> None:

@@ -86,6 +86,7 @@ Plan plan_cluster(const PlanProblem& p, const GpuDevice& d) {
         }
         if (work.shared > d.shared_per_cta) continue;
         const Plan plan = plan_of(work, p, d);
+        if (p.at_once > 1 && plan.at_once < p.at_once) continue;
         if (best.ctas == 0 || plan.us_per_step < best.us_per_step) best = plan;
         if (rows >= p.B) break;
       }
@@ -95,7 +96,7 @@ Plan plan_cluster(const PlanProblem& p, const GpuDevice& d) {
   const int64_t bytes = int64_t(p.gates) * p.H * p.H * item_size(p.dtype);
   if (best.ctas == 0) {
     text << "W_hh takes " << bytes / 1024 << " KB, more than the largest cluster of " << d.title
-         << " can hold";
+         << " can hold" << side_by_side(p);
     best.obstacle = text.str();
     return best;
   }

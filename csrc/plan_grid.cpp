@@ -105,7 +105,7 @@ Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
       for (int rows = kClusterRows; rows <= kGridRows; rows += kClusterRows) {
         GridWork work;
         if (!grid_work(work, cell, p.H, tiles, warps, rows, p.backward, item)) continue;
-        const int64_t groups = d.sms / (int64_t(work.size) * p.directions);
+        const int64_t groups = d.sms / (int64_t(work.size) * p.directions * p.at_once);
         if (work.shared > d.shared_per_cta || groups == 0) continue;
         work.groups = int(groups);
         const Plan plan = plan_of(work, p, d);
@@ -117,7 +117,8 @@ Plan plan_grid(const PlanProblem& p, const GpuDevice& d) {
   std::ostringstream text;
   const int64_t bytes = int64_t(p.gates) * p.H * p.H * item_size(p.dtype);
   if (best.ctas == 0) {
-    text << "W_hh takes " << bytes / 1024 << " KB, more than all SMs of " << d.title << " can hold";
+    text << "W_hh takes " << bytes / 1024 << " KB, more than all SMs of " << d.title << " can hold"
+         << side_by_side(p);
     best.obstacle = text.str();
     return best;
   }

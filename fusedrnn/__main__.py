@@ -225,7 +225,7 @@ def _plan(options: argparse.Namespace) -> int:
     for plan in found:
         print("\n".join(planner.describe(plan)))
     if options.layers > 1:
-        print("\n".join(_waves.describe(waves, options.layers, options.backward)))
+        print("\n".join(_waves.describe(waves, options.layers)))
     return 0
 
 

@@ -38,6 +38,7 @@ class Sequence(torch.autograd.Function):
         ctx: object,
         cell: str,
         backend: str,
+        at_once: int,
         trace: bool,
         recompute: bool,
         seed: Tensor | None,
@@ -51,11 +52,11 @@ class Sequence(torch.autograd.Function):
         op again in backward.
         """
         save = trace or not recompute
-        call = (cell, backend, seed, lengths, mask, leaves[:5], _weights(leaves))
+        call = (cell, backend, at_once, seed, lengths, mask, leaves[:5], _weights(leaves))
         y, hn, cn, *kept = forward(*call, save=save)
         kept_for = [None] * len(kept) if recompute else kept
         ctx.save_for_backward(seed, lengths, mask, y, *leaves, *kept_for)
-        ctx.cell, ctx.backend, ctx.recompute = cell, backend, recompute
+        ctx.call, ctx.recompute = (cell, backend, at_once), recompute
         ctx.set_materialize_grads(False)
         if not trace:
             return y, hn, cn
@@ -66,18 +67,18 @@ class Sequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the leaves that need one, by the backend's backward op."""
-        needs = ctx.needs_input_grad[7:]
+        needs = ctx.needs_input_grad[8:]
         # Once: checkpointing unpacks no tensor twice.
         seed, lengths, mask, y, *rest = ctx.saved_tensors
         leaves, kept = rest[: len(needs)], rest[len(needs) :]
         if ctx.recompute:
-            call = (ctx.cell, ctx.backend, seed, lengths, mask, leaves[:5], _weights(leaves))
+            call = (*ctx.call, seed, lengths, mask, leaves[:5], _weights(leaves))
             with torch.no_grad():
                 kept = forward(*call, save=True)[3:]
-        call = (ctx.cell, ctx.backend, needs, *douts[:3], seed, lengths, mask, y, *leaves, *kept)
+        call = (*ctx.call, needs, *douts[:3], seed, lengths, mask, y, *leaves, *kept)
         again = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         grads = SequenceBackward.apply(*call) if again else gradients(*call)
-        return (None,) * 7 + tuple(grads)
+        return (None,) * 8 + tuple(grads)
 
 
 class SequenceBackward(torch.autograd.Function):
@@ -85,7 +86,12 @@ class SequenceBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: object, cell: str, backend: str, needs: tuple[bool, ...], *tensors: Tensor | None
+        ctx: object,
+        cell: str,
+        backend: str,
+        at_once: int,
+        needs: tuple[bool, ...],
+        *tensors: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """``gradients``; ``tensors`` are its gradients of the outputs and what Sequence saved."""
         end = 7 + len(needs)
@@ -93,13 +99,13 @@ class SequenceBackward(torch.autograd.Function):
         ctx.save_for_backward(*spans, *douts, *leaves)
         ctx.cell, ctx.kept = CELLS[cell], len(tensors) - end
         ctx.set_materialize_grads(False)
-        return tuple(gradients(cell, backend, needs, *tensors))
+        return tuple(gradients(cell, backend, at_once, needs, *tensors))
 
     @staticmethod
     def backward(ctx: object, *ddleaves: Tensor | None) -> tuple[Tensor | None, ...]:
         """The reference, differentiated twice; to any order if a graph is asked for."""
         seed, lengths, mask, *given = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:6] + ctx.needs_input_grad[10 : 7 + len(given)]
+        needed = ctx.needs_input_grad[4:7] + ctx.needs_input_grad[11 : 8 + len(given)]
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             roots = [
@@ -121,7 +127,7 @@ class SequenceBackward(torch.autograd.Function):
             )
         found = dict(zip(where, seconds, strict=True))
         second = [found.get(i) for i in range(len(roots))]
-        return None, None, None, *second[:3], *[None] * 4, *second[3:], *[None] * ctx.kept
+        return *[None] * 4, *second[:3], *[None] * 4, *second[3:], *[None] * ctx.kept
 
 
 def grad_of(
@@ -145,6 +151,7 @@ def grad_of(
 def gradients(
     cell: str,
     backend: str,
+    at_once: int,
     needs: tuple[bool, ...],
     dy: Tensor | None,
     dhn: Tensor | None,
@@ -164,7 +171,7 @@ def gradients(
     resets = None if mask is None else Reset(mask, *anew)
     grads, dh0, dc0, dh, *danew, dweight_unit = op("backward", backend)(
         cell, dy, dhn, dcn, y, h0, c0, _recurrent(weights), _each(weights, "weight_hr"),
-        _each(weights, "weight_unit"), seed, lengths, mask, *anew, saved, cells,
+        _each(weights, "weight_unit"), seed, lengths, mask, *anew, saved, cells, at_once,
     )  # fmt: skip
     record, each_needs, given = CELLS[cell], _weights(needs), weights[0].weight_ih is not None
     met = _met(record, backend, y, h0, seed, lengths, resets)
@@ -265,6 +272,7 @@ def op(direction: str, backend: str) -> torch._ops.OpOverload:
 def forward(
     cell: str,
     backend: str,
+    at_once: int,
     seed: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
@@ -294,7 +302,7 @@ def forward(
             normed += [raw, *of[1:]]
     outputs = op("forward", backend)(
         cell, gx, _recurrent(weights), _each(weights, "bias_hh"), _each(weights, "weight_hr"),
-        _each(weights, "weight_unit"), seed, h0, c0, lengths, mask, *anew, save,
+        _each(weights, "weight_unit"), seed, h0, c0, lengths, mask, *anew, save, at_once,
     )  # fmt: skip
     return *outputs, *normed
 

@@ -26,13 +26,14 @@ class LayerCall:
     reset: Reset | None = None
     seed: Tensor | None = None
     recompute: bool = False
+    at_once: int = 1
     done: int = 0  # steps of the pieces before
 
     def outputs(self, x: Tensor, trace: bool = False) -> tuple[Tensor, ...]:
         """``ops.sequence`` of all steps, whose input is ``x``."""
         return ops.sequence(
             self.cell, x, self.weights, self.h, self.c, self.lengths, self.reset, trace,
-            self.recompute, self.seed,
+            self.recompute, self.seed, self.at_once,
         )  # fmt: skip
 
     def whole(self, x: Tensor) -> Tensor:

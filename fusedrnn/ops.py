@@ -23,13 +23,13 @@ from .triton import sequence as triton_sequence
 _FORWARD = (
     "(str cell, Tensor[] gx, Tensor[] weight_hh, Tensor[] bias_hh, Tensor[] weight_hr,"
     " Tensor[] weight_unit, Tensor? seed, Tensor h0, Tensor c0, Tensor? lengths, Tensor? reset,"
-    " Tensor? reset_h, Tensor? reset_c, bool save)"
+    " Tensor? reset_h, Tensor? reset_c, bool save, int at_once=1)"
     " -> (Tensor y, Tensor hn, Tensor cn, Tensor saved, Tensor cells, Tensor hidden)"
 )
 _BACKWARD = (
     "(str cell, Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor y, Tensor h0, Tensor c0,"
     " Tensor[] weight_hh, Tensor[] weight_hr, Tensor[] weight_unit, Tensor? seed, Tensor? lengths,"
-    " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor saved, Tensor cells)"
+    " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor saved, Tensor cells, int at_once=1)"
     " -> (Tensor grads, Tensor dh0, Tensor dc0, Tensor dh, Tensor dreset_h, Tensor dreset_c,"
     " Tensor dweight_unit)"
 )
@@ -50,6 +50,7 @@ def _fake_forward(
     reset_h: Tensor | None,
     reset_c: Tensor | None,
     save: bool,
+    at_once: int = 1,
 ) -> tuple[Tensor, ...]:
     record, x = CELLS[cell], gx[0]
     N, T, B, P = len(gx), x.shape[0], x.shape[1], h0.shape[2]
@@ -84,6 +85,7 @@ def _fake_backward(
     reset_c: Tensor | None,
     saved: Tensor,
     cells: Tensor,
+    at_once: int = 1,
 ) -> tuple[Tensor, ...]:
     (N, B, P), T = h0.shape, y.shape[0]
     H = weight_hh[0].shape[0] // len(CELLS[cell].gates)
@@ -144,6 +146,7 @@ def sequence(
     trace: bool = False,
     recompute: bool = False,
     seed: Tensor | None = None,
+    at_once: int = 1,
 ) -> tuple[Tensor, ...]:
     """Run one layer over a whole sequence.
 
@@ -163,6 +166,8 @@ def sequence(
             bits for the time of one more forward. (The reference keeps everything.)
         seed: int64 ``[N, 2]``, from which a cell with zoneout or dropout draws (``random.seeds``);
             None: it takes the means.
+        at_once: how many calls like this one run side by side on a GPU: one of 1..255, for which a
+            kernel with W_hh on chip is to leave room.
 
     All floating-point tensors have one dtype, float64, float32, bfloat16 or float16; 16-bit ones
     have float32 state and accumulation.
@@ -183,10 +188,10 @@ def sequence(
     states = (x, h0, c0, *anew)
     if _recorded(leaves := (*states, *chain.from_iterable(weights))):
         outputs = _autograd.Sequence.apply(
-            cell.name, backend, trace, recompute, seed, lengths, mask, *leaves
+            cell.name, backend, at_once, trace, recompute, seed, lengths, mask, *leaves
         )
     else:
-        call = (cell.name, backend, seed, lengths, mask, states, weights)
+        call = (cell.name, backend, at_once, seed, lengths, mask, states, weights)
         outputs = _autograd.forward(*call, save=trace)
     if not trace:
         return outputs[:3]

@@ -20,7 +20,7 @@ _native.LIBRARY.define(
 )
 _native.LIBRARY.define(
     "sequence_plans(str cell, str dtype, int T, int B, int H, int P, bool projection, "
-    "bool backward, int directions, str precision, str device) -> str"
+    "bool backward, int directions, int at_once, str precision, str device) -> str"
 )
 
 DTYPES = {
@@ -182,6 +182,7 @@ def plans(
     dtype: torch.dtype = torch.float32,
     backward: bool = False,
     bidirectional: bool = False,
+    at_once: int = 1,
     precision: str | None = None,
     device: str | Device = HERE,
 ) -> list[Plan]:
@@ -196,6 +197,7 @@ def plans(
         dtype: of data and weights.
         backward: the backward pass, else forward.
         bidirectional: both directions.
+        at_once: how many such launches a kernel with W_hh on chip is to leave room for, itself one.
         precision: of float32 products, ``"tf32"`` or ``"ieee"``; None: as torch's switch for RNNs
             is, ``torch.backends.cudnn.rnn.fp32_precision``.
         device: a name of :func:`devices`, ``"here"``, or a description.
@@ -219,7 +221,7 @@ def plans(
     names = {kind: name for name, kind in DTYPES.items()}
     if dtype not in names:
         raise ValueError(f"dtype is {dtype}; it must be one of {', '.join(DTYPES)}")
-    for name, size in (("T", T), ("B", B), ("H", H)):
+    for name, size in (("T", T), ("B", B), ("H", H), ("at_once", at_once)):
         if size < 1:
             raise ValueError(f"{name} is {size}; it must be at least 1")
     if proj_size and (not 0 < proj_size < H or CELLS[cell].second):
@@ -232,7 +234,7 @@ def plans(
     described = _device(device)
     text = torch.ops.fusedrnn.sequence_plans(
         cell, names[dtype], T, B, H, proj_size or H, bool(proj_size), backward,
-        2 if bidirectional else 1, precision or "", "|".join(map(str, astuple(described))),
+        2 if bidirectional else 1, at_once, precision or "", "|".join(map(str, astuple(described))),
     )  # fmt: skip
     return [_read(Plan, line) for line in text.splitlines()]
 

@@ -61,9 +61,10 @@ def run(
         h0, c0 = _of_layer(states, number, N)
         stack.append(LayerCall(cell, weights, h0, c0, lengths, anew, seed, again))
     between = partial(dropout, p=dropout_p) if dropout_p else None
-    pieces = 1 if watch or recompute == "chunks" else _waves.pieces_of(stack, x)
+    whole = watch or recompute == "chunks"
+    pieces, at_once = (1, 1) if whole else _waves.chosen(stack, x)
     if pieces > 1:
-        x = _waves.in_waves(stack, x, pieces, between)
+        x = _waves.in_waves(stack, x, pieces, at_once, between)
     else:
         for number, layer in enumerate(stack):
             if number and between:

@@ -104,7 +104,7 @@ class Host:
 
     def forward(
         self, cell, gx, weight_hh, bias_hh, weight_hr, weight_unit, seed, h0, c0, lengths, reset,
-        reset_h, reset_c, save,
+        reset_h, reset_c, save, at_once=1,
     ):  # fmt: skip
         given = {"gx": gx, "weight_hh": weight_hh, "bias_hh": bias_hh, "weight_hr": weight_hr}
         given |= {"h0": h0, "c0": c0, "lengths": lengths, "weight_unit": weight_unit, "seed": seed}
@@ -123,7 +123,7 @@ class Host:
 
     def backward(
         self, cell, dy, dhn, dcn, y, h0, c0, weight_hh, weight_hr, weight_unit, seed, lengths,
-        reset, reset_h, reset_c, saved, cells,
+        reset, reset_h, reset_c, saved, cells, at_once=1,
     ):  # fmt: skip
         given = {"dy": dy, "dhn": dhn, "dcn": dcn, "y": y, "h0": h0, "c0": c0, "saved": saved}
         given |= {"weight_hh": weight_hh, "weight_hr": weight_hr, "cells": cells}
@@ -146,7 +146,8 @@ def sequence(cell, x, weights, h0, c0, lengths=None, reset=None, seed=None):
     """ops.sequence with gradients, but on the CUDA kernels wherever the tensors are."""
     mask, *anew = (None, None, None) if reset is None else reset
     leaves = (x, h0, c0, *anew, *(t for w in weights for t in w))
-    return _autograd.Sequence.apply(cell.name, "cuda", False, False, seed, lengths, mask, *leaves)
+    call = cell.name, "cuda", 1, False, False, seed, lengths, mask
+    return _autograd.Sequence.apply(*call, *leaves)
 
 
 def round_trip(device, cell, case, tensors):

@@ -52,6 +52,28 @@ def covers(one, cell, B, H, dtype, directions):
 
 
 @pytest.mark.parametrize("name", CELLS)
+def test_kernels_leave_room_for_others(name):
+    """So many launches with W_hh on chip fit side by side, or the plan says that they do not."""
+    for card, B, H, dtype, at_once in product(
+        plan.devices().values(), (1, 16, 64), (128, 512, 1024), plan.DTYPES.values(), (2, 3, 8)
+    ):
+        for backward in (False, True):
+            found = plan.plans(
+                name, 100, B, H, dtype=dtype, backward=backward, at_once=at_once, device=card
+            )
+            about = (name, B, H, dtype, backward, card.name, at_once)
+            assert found[0].runs, about
+            for one in found:
+                if one.obstacle or one.kernel == "stepwise":
+                    continue
+                assert one.at_once >= at_once and fits(one, card), (about, one)
+                assert covers(one, CELLS[name], B, H, dtype, 1), (about, one)
+                assert one.ctas * at_once <= card.sms, (about, one)
+    full = plan.plans("lstm", 9, 64, 1024, dtype=torch.bfloat16, at_once=3, device="h200")
+    assert "has no room for 3 side by side" in {p.kernel: p for p in full}["cluster"].obstacle
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_every_problem_has_a_plan_and_every_plan_fits(name):
     """5,040 problems a cell, three kernels each."""
     problems = product(

@@ -24,7 +24,7 @@ inline bool operator==(const PlanProblem& a, const PlanProblem& b) {
   return a.gates == b.gates && a.states == b.states && a.second == b.second && a.T == b.T &&
          a.B == b.B && a.H == b.H && a.P == b.P && a.dtype == b.dtype &&
          a.projection == b.projection && a.backward == b.backward && a.directions == b.directions &&
-         a.stepwise_only == b.stepwise_only && a.tf32 == b.tf32;
+         a.stepwise_only == b.stepwise_only && a.tf32 == b.tf32 && a.at_once == b.at_once;
 }
 
 // The plans of the kernels with W_hh on chip that are to be tried for a call before the stepwise
@@ -84,7 +84,7 @@ bool by_resident(const Args* p, int directions, bool backward, const char*& wron
                          n.T,          n.B,           n.H,
                          n.P,          n.dtype,       p->weight_hr != nullptr,
                          backward,     directions,    n.options.stepwise_only()};
-  problem.tf32 = n.tf32;
+  problem.tf32 = n.tf32, problem.at_once = n.at_once;
   for (const Plan& plan : resident_plans(problem, *gpu, asked)) {
     bool refused = !plan.obstacle.empty();
     const char* why = plan.obstacle.c_str();

@@ -81,7 +81,7 @@ std::string cluster_room(int64_t size) {
 // ieee; empty: as torch's switch is.
 std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H,
                            int64_t P, bool projection, bool backward, int64_t directions,
-                           std::string precision, std::string device) {
+                           int64_t at_once, std::string precision, std::string device) {
   PlanProblem problem{
       0, 0, 0, T, B, H, P, read_dtype(dtype), projection, backward, int(directions)};
   const CellName name = read_cell(cell);
@@ -89,6 +89,7 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
   problem.stepwise_only = name.options.stepwise_only();
   problem.tf32 = problem.dtype == DType::f32 &&
                  (precision.empty() ? recurrence_in_tf32() : precision == "tf32");
+  problem.at_once = int(at_once);
   problem.full = name.options.full, problem.layer_norm = name.options.layer_norm;
 #define X(...)                             \
   if (kernel == __VA_ARGS__::kName) {      \
@@ -101,6 +102,7 @@ std::string sequence_plans(std::string cell, std::string dtype, int64_t T, int64
   STD_TORCH_CHECK(problem.gates > 0, "fusedrnn: no cell named '", cell, "'");
   STD_TORCH_CHECK(T > 0 && B > 0 && H > 0 && P > 0 && (directions == 1 || directions == 2),
                   "fusedrnn: T, B, H and P must be positive, directions 1 or 2");
+  STD_TORCH_CHECK(at_once >= 1 && at_once < 256, "fusedrnn: at_once must be in 1..255");
   std::ostringstream out;
   for (const Plan& plan : plans(problem, read_device(device))) write(out, plan);
   return out.str();

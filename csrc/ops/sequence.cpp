@@ -14,10 +14,11 @@ struct Problem {
   int64_t N, T, B, H, P;  // N directions
   bool projected;
   bool tf32 = false;
+  uint8_t at_once = 1;
 
   SequenceSizes sizes(int64_t direction, DType dtype) const {
     const int threads = int(torch::stable::get_num_threads());
-    return {T, B, H, P, dtype, direction == 1, N * P, threads, tf32, cell.options};
+    return {T, B, H, P, dtype, direction == 1, N * P, threads, tf32, at_once, cell.options};
   }
 };
 
@@ -55,6 +56,12 @@ Problem problem_of(const std::string& cell, const Tensor& like, const char* name
   const bool tf32 = like.is_cuda() && dtype_of(like) == DType::f32 && recurrence_in_tf32();
   return {name_of, c, int64_t(directions), like.size(0), like.size(1),
           H,       P, !weight_hr.empty(),  tf32};
+}
+
+uint8_t checked_at_once(int64_t at_once) {
+  STD_TORCH_CHECK(at_once >= 1 && at_once <= 255, "fusedrnn: at_once is ", at_once,
+                  "; it must be in 1..255");
+  return uint8_t(at_once);
 }
 
 // Entry d of a tensor's first dimension, or of a list; null where there is none.
@@ -102,10 +109,11 @@ struct Spans {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
     std::string cell, List gx, List weight_hh, List bias_hh, List weight_hr, List weight_unit,
     Maybe seed, Tensor h0, Tensor c0, Maybe lengths, Maybe reset, Maybe reset_h, Maybe reset_c,
-    bool save) {
+    bool save, int64_t at_once) {
   STD_TORCH_CHECK(!gx.empty(), "fusedrnn: gx is empty; it must hold a tensor for each direction");
   const Tensor like = gx[0];
-  const Problem p = problem_of(cell, like, "gx", gx.size(), weight_hh, weight_hr, weight_unit);
+  Problem p = problem_of(cell, like, "gx", gx.size(), weight_hh, weight_hr, weight_unit);
+  p.at_once = checked_at_once(at_once);
   const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
   STD_TORCH_CHECK(bias_hh.empty() || int64_t(bias_hh.size()) == N,
                   "fusedrnn: bias_hh must hold a tensor for each direction or none, got ",
@@ -155,12 +163,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_forward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_backward(
     std::string cell, Maybe dy, Maybe dhn, Maybe dcn, Tensor y, Tensor h0, Tensor c0,
     List weight_hh, List weight_hr, List weight_unit, Maybe seed, Maybe lengths, Maybe reset,
-    Maybe reset_h, Maybe reset_c, Tensor saved, Tensor cells) {
+    Maybe reset_h, Maybe reset_c, Tensor saved, Tensor cells, int64_t at_once) {
   STD_TORCH_CHECK(!weight_hh.empty(), "fusedrnn: weight_hh is empty; it must hold a tensor for ",
                   "each direction");
   const Tensor like = y;
-  const Problem p =
-      problem_of(cell, like, "y", weight_hh.size(), weight_hh, weight_hr, weight_unit);
+  Problem p = problem_of(cell, like, "y", weight_hh.size(), weight_hh, weight_hr, weight_unit);
+  p.at_once = checked_at_once(at_once);
   const int64_t N = p.N, T = p.T, B = p.B, H = p.H, P = p.P, GH = p.c.gates * H, S = p.c.states;
   const Checked checked(like, "y");
   y = checked(y, "y", {T, B, N * P});

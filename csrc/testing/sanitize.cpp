@@ -138,7 +138,7 @@ std::vector<Array> run_sequence(const CellOptions& options, const Case& c, DType
   SequenceForward f[2] = {};
   for (int64_t d = 0; d < N; ++d) {
     SequenceForward& a = f[d];
-    a.n = {T, B, H, P, type, d == 1, N * P, threads, false, options};
+    a.n = {T, B, H, P, type, d == 1, N * P, threads, false, 1, options};
     a.gx = random(T * B * G * H), a.weight_hh = random(G * H * a.n.depth());
     a.weight_unit = V ? random(V * H) : nullptr, a.seed = seed;
     a.bias_hh = c.bias ? random(G * H) : nullptr, a.weight_hr = c.P ? random(P * H) : nullptr;

@@ -28,8 +28,12 @@ def sequence_forward(
     reset_h: Tensor | None,
     reset_c: Tensor | None,
     save: bool,
+    at_once: int = 1,
 ) -> tuple[Tensor, ...]:
-    """``fusedrnn::sequence_forward.triton``; the tensors are those of csrc/sequence.h."""
+    """``fusedrnn::sequence_forward.triton``; the tensors are those of csrc/sequence.h.
+
+    Its programs wait for no others, so that any number runs ``at_once``.
+    """
     if len(gx) not in (1, 2):
         raise RuntimeError(f"fusedrnn: a layer has one direction or two, got {len(gx)} of gx")
     p = problem(cell, "gx", gx[0], len(gx), weight_hh, weight_hr, weight_unit)
@@ -86,6 +90,7 @@ def sequence_backward(
     reset_c: Tensor | None,
     saved: Tensor,
     cells: Tensor,
+    at_once: int = 1,
 ) -> tuple[Tensor, ...]:
     """``fusedrnn::sequence_backward.triton``; the tensors are those of csrc/sequence.h."""
     if len(h0) not in (1, 2):
