@@ -21,7 +21,7 @@ from ._products import (
     unit_weight_grads,
     weight_grad,
 )
-from .cells import CELLS, Cell
+from .cells import CELLS, NORM_EPS, Cell
 
 
 class Sequence(torch.autograd.Function):
@@ -297,7 +297,7 @@ def forward(
         gx = []
         for raw, w in zip(inputs(backend, x, weight_ih, []), weights, strict=True):
             shape = raw.shape[2:]
-            of = torch.native_layer_norm(raw, shape, w.weight_ln_ih, w.bias_ih, 1e-5)
+            of = torch.native_layer_norm(raw, shape, w.weight_ln_ih, w.bias_ih, NORM_EPS)
             gx.append(of[0])
             normed += [raw, *of[1:]]
     outputs = op("forward", backend)(

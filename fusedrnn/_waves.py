@@ -190,7 +190,7 @@ class Lanes:
         self.streams: tuple[torch.cuda.Stream, ...] | None = None
         if device.type == "cuda":
             caller = torch.cuda.current_stream(device)
-            self.streams = (*_side_streams(device.index, layers - 1), caller)
+            self.streams = (*_side_streams(caller, layers - 1), caller)
 
     def on(self, layer: int) -> AbstractContextManager:
         """Work begun inside is that of a layer."""
@@ -208,8 +208,9 @@ class Lanes:
 
 
 @cache
-def _side_streams(index: int, count: int) -> tuple[torch.cuda.Stream, ...]:
-    return tuple(torch.cuda.Stream(index) for _ in range(count))
+def _side_streams(caller: torch.cuda.Stream, count: int) -> tuple[torch.cuda.Stream, ...]:
+    """The caller's own: what one caller captures into a graph, no other one may use meanwhile."""
+    return tuple(torch.cuda.Stream(caller.device) for _ in range(count))
 
 
 def in_waves(

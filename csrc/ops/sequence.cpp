@@ -193,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sequence_back
   Tensor dreset_c = allocate(y, anew ? Size{N, S - 1, B, H} : Size{0});
   const bool own = p.c.weights > 0 && y.is_cpu();
   Tensor dweight_unit = allocate(y, own ? Size{N, p.c.weights, H} : Size{0});
-  if (own && (T == 0 || B == 0)) torch::stable::zero_(dweight_unit);
+  if (own && B == 0) torch::stable::zero_(dweight_unit);
   SequenceBackward args[2] = {};
   for (int64_t d = 0; d < N; ++d) {
     SequenceBackward& a = args[d];

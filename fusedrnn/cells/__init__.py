@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from . import gru, gru_reset_before, lstm, lstm_coupled, rnn, slstm
+from ._base import NORM_EPS as NORM_EPS
 from ._base import Cell as Cell
 from ._base import PerUnit as PerUnit
 from ._nonlinear import NONLINEARITIES

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..triton.lazy import Twin
 
+NORM_EPS = 1e-5
+"""What layer normalisation adds to the variance, as torch's does: ``kNormEps`` in C++."""
+
 
 @dataclass(frozen=True, eq=False)
 class TritonCell:

@@ -1,12 +1,14 @@
 """Layer normalisation of whole rows: of N tiles [rows, units] together; m says what is not padding.
 
-n = (v - mean) / sqrt(variance + eps); eps is that of csrc/cell_options.h.
+n = (v - mean) / sqrt(variance + eps).
 """
 
 import triton
 import triton.language as tl
 
-EPS: tl.constexpr = tl.constexpr(1e-5)
+from ..cells import NORM_EPS
+
+EPS: tl.constexpr = tl.constexpr(NORM_EPS)
 
 
 @triton.jit
