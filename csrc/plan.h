@@ -47,7 +47,8 @@ struct PlanProblem {
   bool full = false;           // ... full peepholes, and ...
   bool layer_norm = false;
   bool tf32 = false;  // of float32: whether products may be those of rounded numbers
-  int at_once = 1;    // such launches that a kernel with W_hh on chip is to leave room for, itself one
+  int at_once =
+      1;  // such launches that a kernel with W_hh on chip is to leave room for, itself one
 };
 
 enum class SequenceKernel : int { cluster, grid, stepwise };
@@ -75,7 +76,8 @@ inline const char* words_of(const PlanProblem& p) {
 
 // What an obstacle says of launches that run at once.
 inline std::string side_by_side(const PlanProblem& p) {
-  return p.at_once == 1 ? "" : ", or has no room for " + std::to_string(p.at_once) + " side by side";
+  return p.at_once == 1 ? ""
+                        : ", or has no room for " + std::to_string(p.at_once) + " side by side";
 }
 
 // How one kernel would serve a problem.

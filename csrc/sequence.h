@@ -37,9 +37,9 @@ struct SequenceSizes {
   int64_t T, B, H, P;
   DType dtype;
   bool reverse;
-  int64_t y_row;      // elements from one row of y or dy to the next
-  int threads;        // CPU only: how many may be used
-  bool tf32 = false;  // CUDA only: whether products of float32 may be rounded to tf32
+  int64_t y_row;        // elements from one row of y or dy to the next
+  int threads;          // CPU only: how many may be used
+  bool tf32 = false;    // CUDA only: whether products of float32 may be rounded to tf32
   uint8_t at_once = 1;  // CUDA only: calls like this one that are to run side by side
   CellOptions options = {};
 

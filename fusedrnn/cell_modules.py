@@ -10,6 +10,8 @@ from ._call import Weights
 from .cells import CELLS
 from .modules import checked_nonlinearity
 
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 class RecurrentCell(nn.Module):
     """What the three cells share. One step is a sequence of length one: the same kernels."""
@@ -65,12 +67,20 @@ class RecurrentCell(nn.Module):
         cell, shape = CELLS[self.cell], (rows, self.hidden_size)
         if states is None:
             states = (x.new_zeros(shape),) * len(cell.states)
-        elif any(s.shape != shape for s in states):
+        elif states[0].shape != shape or states[-1].shape != shape:
             states = self._rows(states, shape)
-        weights = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        self._check_dtypes(x, states, weights.weight_ih.dtype)
+        weights = self._weights()
+        need = weights.weight_ih.dtype
+        if not (x.dtype == states[0].dtype == states[-1].dtype == need):
+            self._check_dtypes(x, states, need)
         new = rnn.step(cell, x, states, weights)
         return new if batched else tuple(s.flatten() for s in new)
+
+    def _weights(self) -> Weights:
+        try:  # nn.Module's attributes take 4 us of a step's 30
+            return Weights(*map(self._parameters.__getitem__, _NAMES))
+        except KeyError:  # some are parametrized
+            return Weights(*(getattr(self, name) for name in _NAMES))
 
     def _rows(self, states: tuple[Tensor, ...], shape: tuple[int, int]) -> tuple[Tensor, ...]:
         """States that are given without a batch, with one."""
@@ -87,7 +97,7 @@ class RecurrentCell(nn.Module):
         return tuple(rows)
 
     def _check_dtypes(self, x: Tensor, states: tuple[Tensor, ...], need: torch.dtype) -> None:
-        if all(t.dtype == need for t in (x, *states)) or torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type):
             return
         what, wrong = next(
             (what, t.dtype)

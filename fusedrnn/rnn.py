@@ -92,7 +92,8 @@ def step(cell: Cell, x: Tensor, states: States, weights: Weights) -> States:
     Returns:
         The new states, shaped as ``states``.
     """
-    x, states, _, ((weights,),) = _as_autocast_says(x, states, None, [(weights,)])
+    if torch.is_autocast_enabled(x.device.type):
+        x, states, _, ((weights,),) = _as_autocast_says(x, states, None, [(weights,)])
     if (new := ops.step(cell, x, states, weights)) is not None:
         return new
     h0, c0 = _of_layer(tuple(s.unsqueeze(0) for s in states), 0, 1)

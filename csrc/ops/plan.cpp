@@ -62,8 +62,8 @@ DType read_dtype(const std::string& name) {
 void write(std::ostringstream& out, const Plan& p) {
   out << name_of(p.kernel) << '|' << p.obstacle << '|' << p.rows << '|' << p.units << '|' << p.depth
       << '|' << p.cluster << '|' << p.ctas << '|' << p.threads << '|' << p.registers << '|'
-      << p.shared << '|' << p.ctas_per_sm << '|' << p.at_once << '|' << p.resident_bytes << '|' << p.launches << '|'
-      << p.rounds << '|' << p.us_per_step << '|' << p.reason << '\n';
+      << p.shared << '|' << p.ctas_per_sm << '|' << p.at_once << '|' << p.resident_bytes << '|'
+      << p.launches << '|' << p.rounds << '|' << p.us_per_step << '|' << p.reason << '\n';
 }
 
 // What the current GPU says of clusters of so many CTAs.
