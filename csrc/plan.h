@@ -47,8 +47,7 @@ struct PlanProblem {
   bool full = false;           // ... full peepholes, and ...
   bool layer_norm = false;
   bool tf32 = false;  // of float32: whether products may be those of rounded numbers
-  int at_once =
-      1;  // such launches that a kernel with W_hh on chip is to leave room for, itself one
+  int at_once = 1;    // such launches for which a kernel with W_hh on chip is to leave room
 };
 
 enum class SequenceKernel : int { cluster, grid, stepwise };
