@@ -22,6 +22,10 @@ class Weights(NamedTuple):
         """The same in another dtype (autocast)."""
         return Weights(*(None if t is None else t.to(dtype) for t in self))
 
+    def views(self) -> "Weights":
+        """The same, as nodes of autograd that belong to the stream on which they are made."""
+        return Weights(*(None if t is None else t.view_as(t) for t in self))
+
 
 class Reset(NamedTuple):
     """Where rows begin anew: nothing flows between steps t - 1 and t of row b if ``mask[t, b]``.

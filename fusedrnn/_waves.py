@@ -234,6 +234,9 @@ def in_waves(
     """
     last, lanes = len(stack) - 1, Lanes(x.device, len(stack))
     for number, layer in enumerate(stack[:-1]):
+        # Where these are made the gradients of the pieces are added up, and hooks of DDP run: on
+        # the caller's stream, as DDP takes for granted.
+        layer.weights = tuple(w.views() for w in layer.weights)
         lanes.follow(number, last)  # whose stream is the caller's, on which all of this was made
         lanes.read(number, layer.tensors())
     for layer in stack:
