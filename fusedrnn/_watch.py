@@ -57,12 +57,7 @@ class Watch:
     sinks: list[Sink] = field(default_factory=list)
     interventions: list[Intervention] = field(default_factory=list)
 
-    def sequence(
-        self,
-        number: int,
-        layer: LayerCall,
-        x: Tensor,
-    ) -> Tensor:
+    def sequence(self, number: int, layer: LayerCall, x: Tensor) -> Tensor:
         """y of layer ``number``, whose states are the final ones afterwards."""
         trace, mine = bool(self.sinks), [i for i in self.interventions if i.layer == number]
         if mine:
