@@ -41,8 +41,8 @@ tests (`tests/test_gpu.py`), and no row here speaks of it. float32 is held to th
 tf32 is float32 where `torch.backends.cudnn.rnn.fp32_precision` lets numbers be rounded before they
 are multiplied, and is held to a rule with the epsilon of float16.
 
-Stacked layers that take turns on streams of their own (`fusedrnn/_waves.py`) launch these kernels and
-have none: never run on a GPU either. Without one their order is held by clocks in the place of
+Stacked layers that take turns on streams of their own (`fusedrnn/_waves.py`) launch these kernels
+and have none: never run on a GPU either. Without one their order is held by clocks in the place of
 streams (`tests/test_waves.py`); on a card `gpu-check` tries them among the tests and in the suite.
 
 - **host**: the CUDA source itself, compiled by g++ with every CUDA thread as a fiber, against

@@ -121,9 +121,12 @@ struct LogSoftmax {
   int threads;
   SoftmaxTree tree;
   const int32_t* word;  // [V]     of each leaf, or null: its own rank
-  const void* logits;   // [N, R]
+  const void* logits;   // [N, R]; in_place: those of the root's rows
   const void* grad;     // [N, V], or null
   void* out;            // [N, V], or the gradient of the logits [N, R]
+  // Logits below the root lie in out, where the log-probabilities of their words will be: words are
+  // in the order of leaves, and all branches below the root are words.
+  bool in_place = false;
 };
 
 // The k most probable words (best first), or a word drawn at random, without all logits.

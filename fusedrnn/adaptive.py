@@ -245,7 +245,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             tree = tree._replace(leaf_rank=self.word_rank)
         large = len(x) * self.n_classes * wide.itemsize >= _LARGE
         if large and softmax_score.without_gradients() and softmax_score.scoring(x) == "cpu":
-            return softmax_score.log_prob_in_blocks(x, self._parts(cast, wide), tree), dtype
+            sizes = [words.out_features for _, words in self.tail]
+            places = [at for at, n in zip(self.cutoffs, sizes, strict=False) if n > 1]
+            if self.word_rank is not None:  # words in another order
+                places = None
+            return softmax_score.log_prob_in_blocks(x, self._parts(cast, wide), tree, places), dtype
         with torch.autocast(x.device.type, enabled=False):
             logits = [self._head_logits(x, cast)]
             for project, words in self.tail:

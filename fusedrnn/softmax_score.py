@@ -24,6 +24,9 @@ _native.LIBRARY.define(
     f"hierarchical_log_softmax.native_out(Tensor logits, {TREE}, *, Tensor(a!) out) -> ()"
 )
 _native.LIBRARY.define(
+    f"hierarchical_log_softmax.native_in_place(Tensor root, {TREE}, *, Tensor(a!) out) -> ()"
+)
+_native.LIBRARY.define(
     "word_logits(Tensor x, Tensor weight, Tensor? bias, *, Tensor(a!) out) -> ()"
 )
 for _overload in ("native", "triton"):
@@ -117,6 +120,7 @@ def _fake_word_logits(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Te
     return None
 
 
+@torch.library.register_fake("fusedrnn::hierarchical_log_softmax.native_in_place")
 @torch.library.register_fake("fusedrnn::hierarchical_log_softmax.native_out")
 def _fake_log_softmax_out(logits: Tensor, *rest: Tensor, out: Tensor) -> None:
     return None
@@ -197,19 +201,24 @@ class Part(NamedTuple):
     project: Tensor | None = None  # [H, I], by which the input is multiplied before
 
 
-def log_prob_in_blocks(input: Tensor, parts: list[Part], tree: Tree) -> Tensor:
+def log_prob_in_blocks(
+    input: Tensor, parts: list[Part], tree: Tree, places: list[int] | None = None
+) -> Tensor:
     """Of all words, on the CPU, without gradients: the logits of a few tokens stay in the caches.
 
     Args:
         input: ``[N, I]``.
         parts: all rows of the tree in their order, weights in float32 or float64.
         tree: over the rows.
+        places: where words lie in the order of rows, and those of each part but the first, the
+            root, are leaves of one node: the first word of each of these parts. Their logits are
+            then where their log-probabilities will be.
 
     Returns:
         ``[N, V]`` of the weights' dtype.
     """
-    like = parts[0].weight
-    rows = sum(len(part.weight) for part in parts)
+    like, op = parts[0].weight, torch.ops.fusedrnn.hierarchical_log_softmax
+    rows = len(like) if places else sum(len(part.weight) for part in parts)
     # New pages for both were a fifth of the call (docs/notebook-cpu.md).
     out, z = (
         torch.ops.fusedrnn.empty_kept(like, *size)
@@ -218,12 +227,13 @@ def log_prob_in_blocks(input: Tensor, parts: list[Part], tree: Tree) -> Tensor:
     with torch.autocast(input.device.type, enabled=False):
         for block, into in zip(input.split(_BLOCK), out.split(_BLOCK), strict=True):
             row, logits = 0, z[: len(block)]
-            for weight, bias, project in parts:
+            for i, (weight, bias, project) in enumerate(parts):
                 x = block if project is None else linear(block, project)
-                columns = logits[:, row : row + len(weight)]
+                to, at = (into, places[i - 1]) if i and places else (logits, row)
+                columns = to[:, at : at + len(weight)]
                 torch.ops.fusedrnn.word_logits(x.to(like.dtype), weight, bias, out=columns)
                 row += len(weight)
-            torch.ops.fusedrnn.hierarchical_log_softmax.native_out(logits, *tree, out=into)
+            (op.native_in_place if places else op.native_out)(logits, *tree, out=into)
     return out
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from trees import zipf
 
 import fusedrnn
-from fusedrnn import AdaptiveLogSoftmaxWithLoss
+from fusedrnn import AdaptiveLogSoftmaxWithLoss, adaptive, softmax_score
 
 CUTOFFS = {"two": (50, [10]), "three": (60, [7, 20]), "singletons": (12, [4, 5, 11])}
 cutoffs = pytest.mark.parametrize("sizes", CUTOFFS.values(), ids=CUTOFFS)
@@ -312,6 +312,37 @@ def test_two_processes(tmp_path):
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0 and "done" in output, output
+
+
+@needs_native
+@pytest.mark.parametrize("cutoffs", [[6, 20, 30], [5, 6, 30], [49], [40, 41, 49]], ids=str)
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize("block", [3, 64])
+def test_words_scored_in_blocks_are_the_same(cutoffs, renamed, block, dtype, monkeypatch):
+    """In place, or beside where words have another order; clusters of one word; several blocks."""
+    counts = torch.randperm(50) + 1 if renamed else None
+    ours = AdaptiveLogSoftmaxWithLoss(24, 50, cutoffs, 2.0, counts=counts, dtype=dtype)
+    x = 3 * torch.randn(10, 24).to(dtype)
+    apart = ours.log_prob(x).detach()
+    monkeypatch.setattr(adaptive, "_LARGE", 0)
+    monkeypatch.setattr(softmax_score, "_BLOCK", block)
+    with torch.no_grad():
+        found = ours.log_prob(x)
+    bits = torch.finfo(dtype).eps
+    torch.testing.assert_close(found, apart, rtol=8 * bits, atol=8 * bits)
+
+
+@needs_native
+def test_what_cannot_be_scored_in_place():
+    op = torch.ops.fusedrnn.hierarchical_log_softmax.native_in_place
+    for hierarchy, message in (
+        (fusedrnn.Hierarchy.from_clusters([1, 0, 1, 0]), "words in the order of leaves"),
+        (fusedrnn.Hierarchy.balanced(27, arity=3), "words in the order of leaves"),
+        (fusedrnn.Hierarchy.balanced(8), "rows, but the hierarchy needs"),
+    ):
+        root, out = torch.randn(2, hierarchy.root_rows), torch.randn(2, hierarchy.words)
+        with pytest.raises(RuntimeError, match=message):
+            op(root, *hierarchy.tensors().values(), out=out)
 
 
 @needs_native

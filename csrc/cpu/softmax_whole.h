@@ -57,7 +57,8 @@ class LogSoftmaxPass {
     if (failed_) return;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < a.N; ++i) {
-      const A* z = static_cast<const A*>(a.logits) + i * t.rows;
+      const int64_t rows = a.in_place ? t.node_rows[1] : t.rows;
+      const A* z = static_cast<const A*>(a.logits) + i * rows;
       if (a.grad)
         up(z, static_cast<const A*>(a.grad) + i * t.words, of_node.get(),
            static_cast<A*>(a.out) + i * t.rows);
@@ -73,16 +74,16 @@ class LogSoftmaxPass {
   void down(const A* z, A* of_node, A* out) const {
     of_node[0] = 0;
     for (int64_t m = 0; m < t.nodes;) {
-      const int64_t row = t.node_rows[m], k = t.node_rows[m + 1] - row;
-      const int64_t first = t.node_branches[m];
+      const int64_t k = t.node_rows[m + 1] - t.node_rows[m], first = t.node_branches[m];
+      const A* from = m > 0 && a.in_place ? out + t.branch_leaf[first] : z + t.node_rows[m];
       if (k == 1) {
-        m = down_sigmoids(m, z + row, of_node, out);
+        m = down_sigmoids(m, from, of_node, out);
         continue;
       }
       A top, sum;
-      max_and_sum(z + row, k, top, sum);
+      max_and_sum(from, k, top, sum);
       const A log_sum = std::log(sum), base = of_node[m];
-      const auto value = [&](int64_t j) { return base + ((z[row + j] - top) - log_sum); };
+      const auto value = [&](int64_t j) { return base + ((from[j] - top) - log_sum); };
       if (!only_leaves(m)) {
         for (int64_t j = 0; j < k; ++j) put(first + j, value(j), of_node, out);
       } else if (a.word) {

@@ -145,6 +145,28 @@ void log_softmax_out(Tensor logits, Tensor leaf_rank, Tensor node_rows, Tensor n
               branch_node);
 }
 
+// root: the logits of the root's rows. Those of the others lie in out already, where the
+// log-probabilities of their words are to be.
+void log_softmax_in_place(Tensor root, Tensor leaf_rank, Tensor node_rows, Tensor node_branches,
+                          Tensor branch_leaf, Tensor branch_node, Tensor out) {
+  STD_TORCH_CHECK(root.dim() == 2, "fusedrnn: root must be [N, rows]");
+  // As many rows as branches: no node is a sigmoid.
+  const int64_t branches = branch_leaf.numel();
+  const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, branches);
+  const SoftmaxTree& t = tree.view;
+  const int64_t N = root.size(0);
+  bool in_order = true;
+  for (int64_t w = 0; w < t.words && in_order; ++w) in_order = t.leaf_rank[w] == w;
+  for (int64_t b = t.node_rows[1]; b < branches && in_order; ++b) in_order = t.branch_node[b] < 0;
+  STD_TORCH_CHECK(in_order, "fusedrnn: only words in the order of leaves, below the root all ",
+                  "branches, can be scored in place");
+  root = checked(root, "root", {N, t.node_rows[1]}, root.scalar_type());
+  checked(out, "out", {N, t.words}, root.scalar_type());
+  STD_TORCH_CHECK(out.is_contiguous(), "fusedrnn: out must be contiguous");
+  succeed(cpu_log_softmax({N, dtype_of(root), int(torch::stable::get_num_threads()), t, nullptr,
+                           root.const_data_ptr(), nullptr, out.mutable_data_ptr(), true}));
+}
+
 Tensor log_softmax_backward(Tensor grad, Tensor logits, Tensor leaf_rank, Tensor node_rows,
                             Tensor node_branches, Tensor branch_leaf, Tensor branch_node) {
   return log_softmax(grad, std::nullopt, logits, leaf_rank, node_rows, node_branches, branch_leaf,
@@ -230,6 +252,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("hierarchical_softmax_backward.native", TORCH_BOX(&fusedrnn::softmax_backward));
   m.impl("hierarchical_softmax_search.native", TORCH_BOX(&fusedrnn::softmax_search));
   m.impl("hierarchical_log_softmax.native", TORCH_BOX(&fusedrnn::log_softmax_forward));
+  m.impl("hierarchical_log_softmax.native_in_place", TORCH_BOX(&fusedrnn::log_softmax_in_place));
   m.impl("hierarchical_log_softmax.native_out", TORCH_BOX(&fusedrnn::log_softmax_out));
   m.impl("hierarchical_log_softmax_backward.native", TORCH_BOX(&fusedrnn::log_softmax_backward));
 }
