@@ -82,7 +82,7 @@ def call(name, dtype, kernel, shared):
     lengths, mask = torch.zeros(B, dtype=torch.int64), torch.zeros(T, B, dtype=torch.bool)
     both = name == "lstm" or os.environ.get("FUSEDRNN_TEST_ALL") == "1"
     for N in (1, 2) if both else (1,) if "=" in name else (2,):
-        seed = torch.zeros(N, dtype=torch.int64)
+        seed = torch.zeros(N, 2, dtype=torch.int64)
         gx = [zeros(T, B, G * H)]
         h0, c0 = zeros(N, B, P), zeros(N, S - 1, B, H)
         spans = (None, None, None, None) if N == 1 else (lengths, mask, h0, c0)
