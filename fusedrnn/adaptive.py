@@ -245,11 +245,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             tree = tree._replace(leaf_rank=self.word_rank)
         large = len(x) * self.n_classes * wide.itemsize >= _LARGE
         if large and softmax_score.without_gradients() and softmax_score.scoring(x) == "cpu":
-            sizes = [words.out_features for _, words in self.tail]
-            places = [at for at, n in zip(self.cutoffs, sizes, strict=False) if n > 1]
-            if self.word_rank is not None:  # words in another order
-                places = None
-            return softmax_score.log_prob_in_blocks(x, self._parts(cast, wide), tree, places), dtype
+            parts, places = self._parts(cast, wide)
+            return softmax_score.log_prob_in_blocks(x, parts, tree, places), dtype
         with torch.autocast(x.device.type, enabled=False):
             logits = [self._head_logits(x, cast)]
             for project, words in self.tail:
@@ -263,14 +260,18 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                     logits[0] = logits[0] + _certain(hidden, weight)
         return softmax_score.log_prob_of_logits(torch.cat(logits, 1), tree, 2), dtype
 
-    def _parts(self, cast: Callable, wide: torch.dtype) -> list[Part]:
-        """The rows of all words' logits."""
+    def _parts(self, cast: Callable, wide: torch.dtype) -> tuple[list[Part], list[int] | None]:
+        """The rows of all words' logits, and the first word of each part but the head.
+
+        None for these where words are in another order than rows.
+        """
         bias = None if self.head.bias is None else cast(self.head.bias).to(wide)
-        parts = [Part(cast(self.head.weight).to(wide), bias)]
-        for project, words in self.tail:
+        parts, places = [Part(cast(self.head.weight).to(wide), bias)], []
+        for first, (project, words) in zip(self.cutoffs[:-1], self.tail, strict=True):
             if words.out_features > 1:  # a cluster of one word is a leaf of the root
                 parts.append(Part(cast(words.weight).to(wide), None, cast(project.weight)))
-        return parts
+                places.append(first)
+        return parts, places if self.word_rank is None else None
 
     def _check(self, input: Tensor) -> None:
         check_input(input, self.in_features, self.head.weight)

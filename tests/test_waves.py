@@ -35,18 +35,16 @@ def results(layer, x, given):
 def test_waves_are_the_layers_one_by_one(name, options, pieces, given, device, monkeypatch):
     """With what is drawn too: a mask for all steps stays one, and steps draw as in the whole."""
     _, ours, named = LAYERS[name]
-    options = {"batch_first": pieces == "3", "num_layers": 3, **named, **options}
+    batch_first = pieces == "3"
+    options = {"batch_first": batch_first, "num_layers": 3, **named, **options}
     layer = ours(4, 5, **options, dtype=torch.float64, device=device)
-    x = torch.randn(7, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
+    size = (3, 7, 4) if batch_first else (7, 3, 4)
+    x = torch.randn(size, dtype=torch.float64, device=device, requires_grad=True)
     more = {
         "plain": {},
         "lengths": {"lengths": torch.tensor([7, 2, 4], device=device)},
-        "reset": {"reset": torch.rand(x.shape[:2], device=device) < 0.3},
+        "reset": {"reset": torch.rand(size[:2], device=device) < 0.3},
     }[given]
-    if pieces == "3" and given != "reset":
-        x = x.detach().transpose(0, 1).requires_grad_()
-    elif pieces == "3":
-        more, x = {"reset": more["reset"].t()}, x.detach().transpose(0, 1).requires_grad_()
     both = []
     for count in ("1", pieces):
         monkeypatch.setenv(_waves.VARIABLE, count)

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from unittest.mock import patch
 
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -96,14 +97,8 @@ def one_by_one(problem: Sequence) -> Task:
     task = layer(problem)
 
     def forward() -> Results:
-        before = os.environ.get("FUSEDRNN_PIECES")
-        os.environ["FUSEDRNN_PIECES"] = "1"
-        try:
+        with patch.dict(os.environ, FUSEDRNN_PIECES="1"):
             return task.forward()
-        finally:
-            os.environ.pop("FUSEDRNN_PIECES")
-            if before is not None:
-                os.environ["FUSEDRNN_PIECES"] = before
 
     return Task(forward, task.leaves)
 

@@ -55,6 +55,13 @@ struct Tree {
     return t;
   }
 
+  // Whether each word is the leaf of its number.
+  bool in_order() const {
+    for (int64_t w = 0; w < view.words; ++w)
+      if (view.leaf_rank[w] != w) return false;
+    return true;
+  }
+
   // The word of each leaf.
   std::vector<int32_t> word() const {
     std::vector<int32_t> words(view.words);
@@ -124,8 +131,7 @@ Tensor log_softmax(Maybe grad, Maybe into, Tensor logits, Tensor leaf_rank, Tens
   }
   Tensor out =
       into.has_value() ? *into : allocate_kept(logits, {N, grad.has_value() ? tree.view.rows : V});
-  bool in_order = true;
-  for (int64_t w = 0; w < V && in_order; ++w) in_order = tree.view.leaf_rank[w] == w;
+  const bool in_order = tree.in_order();
   const std::vector<int32_t> word = in_order ? std::vector<int32_t>() : tree.word();
   succeed(cpu_log_softmax({N, dtype_of(logits), int(torch::stable::get_num_threads()), tree.view,
                            in_order ? nullptr : word.data(), logits.const_data_ptr(), data(grad),
@@ -155,10 +161,9 @@ void log_softmax_in_place(Tensor root, Tensor leaf_rank, Tensor node_rows, Tenso
   const Tree tree(leaf_rank, node_rows, node_branches, branch_leaf, branch_node, branches);
   const SoftmaxTree& t = tree.view;
   const int64_t N = root.size(0);
-  bool in_order = true;
-  for (int64_t w = 0; w < t.words && in_order; ++w) in_order = t.leaf_rank[w] == w;
-  for (int64_t b = t.node_rows[1]; b < branches && in_order; ++b) in_order = t.branch_node[b] < 0;
-  STD_TORCH_CHECK(in_order, "fusedrnn: only words in the order of leaves, below the root all ",
+  bool serves = tree.in_order();
+  for (int64_t b = t.node_rows[1]; b < branches && serves; ++b) serves = t.branch_node[b] < 0;
+  STD_TORCH_CHECK(serves, "fusedrnn: only words in the order of leaves, below the root all ",
                   "branches, can be scored in place");
   root = checked(root, "root", {N, t.node_rows[1]}, root.scalar_type());
   checked(out, "out", {N, t.words}, root.scalar_type());
